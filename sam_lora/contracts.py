@@ -1,0 +1,188 @@
+"""What the stages hand each other: every folder, file and column name, and checked reading and writing of tables."""
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sam_lora.errors import UserError
+from sam_lora.files import atomic_path
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+SPLITS = ("train", "val", "test")
+
+# 1. class folders, made by the converters
+CLASS_FOLDER_PREFIX = "Class_"
+IMAGES_FOLDER = "images"
+MASKS_FOLDER = "masks"
+MANIFEST_FILE = "instances.csv"
+CLASSES_FILE = "classes.json"
+CONVERSION_REPORT_FILE = "conversion_report.csv"
+MANIFEST_COLUMNS = (
+    "image_path",      # crop, relative to the manifest's folder: Class_crack/images/a_0003.png
+    "mask_path",       # its mask, likewise
+    "class_id",        # the data set's own id
+    "class_name",      # the true name, not the folder's slug
+    "source_image",    # path of the photo below the data set's folder, with /
+    "source_split",    # train, val, test as the data set has it; empty where it has none
+    "source_id",       # "labels/a.txt:3" or "annotation 17"
+    "source_width", "source_height",                  # of the upright photo, pixels
+    "crop_x0", "crop_y0", "crop_x1", "crop_y1",       # crop box in the photo, pixels, x1 and y1 exclusive
+    "mask_area",       # foreground pixels
+    "rasteriser",      # how the mask was drawn
+)
+
+# 2. split tables
+OUTPUT_TABLE = "output.csv"
+POINT_COLUMNS = tuple(f"point{i}_{axis}" for i in (1, 2, 3) for axis in "xy")
+SPLIT_COLUMNS = ("image_path", "mask_path", "class_id", "class_name", *POINT_COLUMNS)
+SOURCE_COLUMN = "source_image"     # optional in a split table
+SPLIT_COLUMN = "split"             # in output.csv
+
+# 3. training tables
+TRAINING_COLUMNS = ("image", "label", "points")
+POINT_LABELS_COLUMN = "point_labels"   # optional: 1 foreground, 0 background
+BOX_COLUMN = "box"                     # optional: [x0,y0,x1,y1]
+
+# 4. training
+CHECKPOINTS_FOLDER = "checkpoints"
+LAST_CHECKPOINT = "last.ckpt"
+FINAL_CHECKPOINT = "sam_lora_final.ckpt"
+TRAINING_LOG = "training_log.csv"
+TRAINING_CURVES = "training_curves.png"
+
+# 5. results
+PREDICTIONS_PICTURE = "predictions.jpg"
+SAMPLES_FOLDER = "samples"
+TUNED_RESULTS_FOLDER = "finetuned_sam_results2"
+TUNED_RESULTS_PREFIX = "finetuned_sam"
+BASE_RESULTS_FOLDER = "base_sam_results"
+BASE_RESULTS_PREFIX = "base_sam"
+
+# who makes which table, for the error that says what to run
+MADE_BY = {
+    "split": "Create_yolo_csv.py (YOLO) or Create_csv.py (COCO)",
+    "training": "reformated_csv.py",
+}
+
+
+def split_table(split: str) -> str:
+    """File name of a split table, e.g. train.csv."""
+    return f"{split}.csv"
+
+
+def training_table(split: str) -> str:
+    """File name of a training table, e.g. train_reformatted.csv."""
+    return f"{split}_reformatted.csv"
+
+
+def epoch_checkpoint(epoch: int, val_iou: float) -> str:
+    """File name of a top-k checkpoint, e.g. sam-lora-epoch=03-val_iou=0.9123.ckpt."""
+    return f"sam-lora-epoch={epoch:02d}-val_iou={val_iou:.4f}.ckpt"
+
+
+def results_table(prefix: str) -> str:
+    return f"{prefix}_results.csv"
+
+
+def class_summary_table(prefix: str) -> str:
+    return f"{prefix}_class_iou_summary.csv"
+
+
+# ---- tables -----------------------------------------------------------------------------------------------
+
+def read_table(path: str | Path, columns: Sequence[str], made_by: str) -> "pd.DataFrame":
+    """Read a CSV whose cells all stay text (empty cells are ""), with at least `columns` and one row.
+
+    Raises UserError naming the path, all missing columns, and the script that makes the file (`made_by`).
+    """
+    import pandas as pd
+    path = Path(path)
+    if not path.is_file():
+        what = "is a folder, expected a CSV file" if path.is_dir() else "no such file"
+        raise UserError(f"{path}: {what}; make it with {made_by}")
+    try:
+        table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig")
+    except (pd.errors.EmptyDataError, pd.errors.ParserError, UnicodeDecodeError, OSError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"{path}: cannot be read as CSV ({reason}); make it with {made_by}") from error
+    missing = [name for name in columns if name not in table.columns]
+    if missing:
+        raise UserError(f"{path}: missing column(s) {', '.join(missing)}; found {', '.join(map(str, table.columns))}; "
+                        f"make it with {made_by}")
+    if table.empty:
+        raise UserError(f"{path}: has a header but no rows; make it with {made_by}")
+    return table
+
+
+def write_table(table: "pd.DataFrame", path: str | Path) -> None:
+    """Write a CSV atomically, with `\\n` line ends on every system."""
+    with atomic_path(path) as temporary:
+        table.to_csv(temporary, index=False, lineterminator="\n", encoding="utf-8")
+
+
+def resolve_path(text: str, table_path: str | Path) -> Path:
+    """A path out of a table: as written, from the current folder; else from the table's own folder."""
+    path = Path(text)
+    if path.exists() or path.is_absolute():
+        return path
+    beside_table = Path(table_path).parent / path
+    return beside_table if beside_table.exists() else path
+
+
+# ---- cells ------------------------------------------------------------------------------------------------
+
+def points_to_json(points: Sequence[Sequence[float]]) -> str:
+    """[(x, y), …] -> "[[x1,y1],[x2,y2]]". Whole numbers are written without a decimal point."""
+    return json.dumps([[_plain(x), _plain(y)] for x, y in points], separators=(",", ":"))
+
+
+def points_from_json(text: str, where: str) -> list[list[float]]:
+    """"[[x1,y1],…]" -> [[x, y], …], at least one point, all finite. `where` names the cell in the UserError."""
+    points = _json_list(text, where, "[[x1,y1],[x2,y2],…]")
+    if not points or not all(isinstance(point, list) and len(point) == 2 and all(map(_is_number, point))
+                             for point in points):
+        raise UserError(f"{where}: found {_short(text)}, expected points as [[x1,y1],[x2,y2],…]")
+    return [[float(x), float(y)] for x, y in points]
+
+
+def point_labels_from_json(text: str, count: int, where: str) -> list[int]:
+    """"[1,0,…]" -> labels, one for each of `count` points: 1 foreground, 0 background."""
+    labels = _json_list(text, where, "[1,0,…]")
+    if len(labels) != count or not all(_is_number(label) and label in (0, 1) for label in labels):
+        raise UserError(f"{where}: found {_short(text)}, expected {count} labels of 1 (foreground) or 0 (background)")
+    return [int(label) for label in labels]
+
+
+def box_from_json(text: str, where: str) -> list[float]:
+    """"[x0,y0,x1,y1]" -> four finite numbers with x0 < x1 and y0 < y1."""
+    box = _json_list(text, where, "[x0,y0,x1,y1]")
+    if len(box) != 4 or not all(map(_is_number, box)) or not (box[0] < box[2] and box[1] < box[3]):
+        raise UserError(f"{where}: found {_short(text)}, expected a box as [x0,y0,x1,y1] with x0 < x1 and y0 < y1")
+    return [float(value) for value in box]
+
+
+def _json_list(text: str, where: str, expected: str) -> list:
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{where}: found {_short(text)}, expected {expected}") from error
+    if not isinstance(value, list):
+        raise UserError(f"{where}: found {_short(text)}, expected {expected}")
+    return value
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e9 and math.isfinite(value)
+
+
+def _plain(value: float) -> int | float:
+    value = float(value)
+    return int(value) if value.is_integer() else value
+
+
+def _short(text: str) -> str:
+    return repr(text if len(text) <= 60 else text[:57] + "...")

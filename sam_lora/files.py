@@ -1,0 +1,98 @@
+"""Files that are whole or absent: atomic replacement and staged output folders."""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from sam_lora.errors import UserError
+
+STAGING_PREFIX = ".partial-"
+
+
+@contextmanager
+def atomic_path(final: str | Path) -> Iterator[Path]:
+    """Yield a temporary path beside `final`; renamed over it on success, removed on any error.
+
+    The temporary name keeps the suffix, so writers that go by it (cv2, matplotlib) work unchanged.
+    """
+    final = Path(final)
+    final.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=STAGING_PREFIX, suffix=final.suffix, dir=final.parent)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        temporary.chmod(0o666 & ~_umask())
+        temporary.replace(final)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    current = os.umask(0)
+    os.umask(current)
+    return current
+
+
+def refuse_existing(paths: Sequence[Path], overwrite: bool) -> None:
+    """Raise UserError if any of `paths` exists and `overwrite` is off."""
+    existing = [path for path in paths if path.exists()]
+    if existing and not overwrite:
+        names = ", ".join(str(path) for path in existing)
+        raise UserError(f"{names}: already there; give --overwrite to replace, or another --output_dir")
+
+
+@contextmanager
+def staged_folder(final: str | Path, owned: Sequence[str], overwrite: bool) -> Iterator[Path]:
+    """Yield an empty staging folder inside `final`; on success its entries become `final`'s.
+
+    `owned` are glob patterns of the top-level entries that this kind of output consists of. A folder that
+    holds anything is refused without `overwrite`; with it, only owned entries are replaced, and only once the
+    new ones are complete. On any error, Ctrl-C included, the staging folder goes and `final` is as before.
+    """
+    final = Path(final)
+    if final.exists() and not final.is_dir():
+        raise UserError(f"{final}: is a file; expected a folder, new or empty")
+    if final.is_dir():
+        found = sorted(entry.name for entry in final.iterdir() if not entry.name.startswith(STAGING_PREFIX))
+        if found and not overwrite:
+            raise UserError(f"{final}: not empty ({len(found)} entries, e.g. {found[0]}); "
+                            "give --overwrite to replace what this script wrote, or another folder")
+    made = _make_folders(final)
+    try:
+        staging = Path(tempfile.mkdtemp(prefix=STAGING_PREFIX, dir=final))
+    except OSError:
+        _remove_empty(made)
+        raise
+    try:
+        yield staging
+        for pattern in owned:
+            for old in final.glob(pattern):
+                shutil.rmtree(old) if old.is_dir() and not old.is_symlink() else old.unlink()
+        for entry in sorted(staging.iterdir()):
+            entry.replace(final / entry.name)
+    except BaseException:
+        shutil.rmtree(staging, ignore_errors=True)
+        _remove_empty(made)
+        raise
+    staging.rmdir()
+
+
+def _make_folders(path: Path) -> list[Path]:
+    """Create `path` and its parents; return the ones that were new, innermost first."""
+    new = []
+    while not path.exists():
+        new.append(path)
+        path = path.parent
+    if new:
+        new[0].mkdir(parents=True)
+    return new
+
+
+def _remove_empty(folders: Sequence[Path]) -> None:
+    for folder in folders:
+        if folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
