@@ -1,0 +1,266 @@
+"""Rows of a training table -> tensors, preprocessed exactly as SamPredictor does.
+
+One item is one image with up to `prompts_per_image` of its rows, so rows that share an image share its embedding.
+Images travel as uint8; the device normalises them (`sam.preprocess`).
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from segment_anything.utils.transforms import ResizeLongestSide
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from sam_lora import contracts
+from sam_lora.errors import UserError
+from sam_lora.imaging import ImageError, image_size, load_image, load_mask
+from sam_lora.sam import Prompts
+
+MAX_REPORTED = 3  # bad rows named in one error
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One row: an image, its mask (None without ground truth), and the prompts in pixels of the image (xy)."""
+
+    image: Path
+    label: Path | None
+    points: tuple[tuple[float, float], ...]
+    point_labels: tuple[int, ...]
+    box: tuple[float, float, float, float] | None
+    image_text: str        # the paths as the table has them
+    label_text: str
+
+
+def read_samples(table_path: str | Path) -> list[Sample]:
+    """Read a training table. UserError for missing columns, no rows, or cells that are no points."""
+    table = contracts.read_table(table_path, contracts.TRAINING_COLUMNS, contracts.MADE_BY["training"])
+    return [_sample(row, f"{table_path} row {number}", table_path)
+            for number, row in enumerate(table.to_dict("records"), start=2)]  # row 1 of the file is the header
+
+
+def _sample(row: dict[str, str], where: str, table_path: str | Path) -> Sample:
+    points: list[list[float]] = []
+    if row["points"].strip():
+        points = contracts.points_from_json(row["points"], f"{where}, column points")
+    labels = [1] * len(points)
+    if row.get(contracts.POINT_LABELS_COLUMN):
+        labels = contracts.point_labels_from_json(row[contracts.POINT_LABELS_COLUMN], len(points),
+                                                  f"{where}, column {contracts.POINT_LABELS_COLUMN}")
+    box = None
+    if row.get(contracts.BOX_COLUMN):
+        box = tuple(contracts.box_from_json(row[contracts.BOX_COLUMN], f"{where}, column {contracts.BOX_COLUMN}"))
+    if not points and box is None:
+        raise UserError(f"{where}: neither points nor a box; expected points as [[x1,y1],[x2,y2],…]")
+    label = contracts.resolve_path(row["label"], table_path) if row["label"] else None
+    image = contracts.resolve_path(row["image"], table_path)
+    return Sample(image, label, tuple(map(tuple, points)), tuple(labels), box, row["image"], row["label"])
+
+
+def check_samples(samples: Sequence[Sample], table_path: str | Path, need_labels: bool) -> None:
+    """Look at every file's header before hours of work: all there, masks as large as images, points inside.
+
+    Raises one UserError that counts the bad rows and names the first few.
+    """
+    sizes: dict[Path, tuple[int, int] | str] = {}
+    bad = []
+    for number, sample in enumerate(samples, start=2):
+        problem = _problem(sample, sizes, need_labels)
+        if problem:
+            bad.append(f"row {number}: {problem}")
+    if bad:
+        more = f"; and {len(bad) - MAX_REPORTED} more rows" if len(bad) > MAX_REPORTED else ""
+        raise UserError(f"{table_path}: {len(bad)} of {len(samples)} rows cannot be used: "
+                        f"{'; '.join(bad[:MAX_REPORTED])}{more}")
+
+
+def _problem(sample: Sample, sizes: dict[Path, tuple[int, int] | str], need_labels: bool) -> str | None:
+    for path in (sample.image, sample.label):
+        if path is not None and path not in sizes:
+            try:
+                sizes[path] = image_size(path)
+            except ImageError as error:
+                sizes[path] = str(error)
+    size = sizes[sample.image]
+    if isinstance(size, str):
+        return size
+    if sample.label is None:
+        return "no label; expected the path of a mask" if need_labels else None
+    label_size = sizes[sample.label]
+    if isinstance(label_size, str):
+        return label_size
+    width, height = size
+    if label_size != size:
+        return (f"{sample.label_text} is {label_size[0]}x{label_size[1]} px, "
+                f"but its image {sample.image_text} is {width}x{height} px")
+    outside = [point for point in sample.points if not (0 <= point[0] < width and 0 <= point[1] < height)]
+    if outside:
+        return f"point ({outside[0][0]:g}, {outside[0][1]:g}) lies outside {sample.image_text} ({width}x{height} px)"
+    return None
+
+
+def group_rows(samples: Sequence[Sample], prompts_per_image: int) -> list[list[int]]:
+    """Row indices that share an image, in table order, at most `prompts_per_image` together."""
+    by_image: dict[Path, list[int]] = {}
+    for index, sample in enumerate(samples):
+        by_image.setdefault(sample.image, []).append(index)
+    return [rows[start:start + prompts_per_image] for rows in by_image.values()
+            for start in range(0, len(rows), prompts_per_image)]
+
+
+@dataclass
+class Item:
+    """One image and its rows. `image` (3, h, w) uint8 RGB, resized to the model frame but not padded."""
+
+    rows: list[int]
+    image: Tensor
+    original_size: tuple[int, int]     # (H, W) of the image file
+    prompts: list[Prompts]             # one each row, N = 1, in pixels of the model frame
+    targets: list[Tensor]              # (h, w) uint8, 255 = wholly covered; empty without labels
+    masks: list[np.ndarray]            # (H, W) bool at full resolution; empty unless asked for
+
+
+@dataclass
+class Batch:
+    """B images with N prompts. Sizes are (h, w); `image_index` (N,) says which image a prompt belongs to."""
+
+    rows: list[int]
+    images: Tensor                     # (B, 3, S, S) uint8, padded right and bottom
+    input_sizes: Tensor                # (B, 2)
+    original_sizes: list[tuple[int, int]]
+    image_index: Tensor                # (N,)
+    prompts: Prompts
+    targets: Tensor | None             # (N, S, S) uint8 in the model frame
+    masks: list[np.ndarray]            # N full-resolution masks, or none
+
+    def to(self, device: torch.device) -> "Batch":
+        move = {name: value.to(device, non_blocking=True) for name, value in vars(self).items()
+                if isinstance(value, Tensor | Prompts)}
+        return Batch(**{**vars(self), **move})
+
+    def pin_memory(self) -> "Batch":
+        prompts = Prompts(self.prompts.point_coords.pin_memory(), self.prompts.point_labels.pin_memory(),
+                          None if self.prompts.boxes is None else self.prompts.boxes.pin_memory())
+        pinned = {name: value.pin_memory() for name, value in vars(self).items() if isinstance(value, Tensor)}
+        return Batch(**{**vars(self), **pinned, "prompts": prompts})
+
+
+class PromptedImages(Dataset):
+    """Images with their prompts. A file that turns out broken gives its UserError instead of an item."""
+
+    def __init__(self, samples: Sequence[Sample], image_size: int, prompts_per_image: int,
+                 with_targets: bool, with_masks: bool) -> None:
+        self.samples = samples
+        self.groups = group_rows(samples, prompts_per_image)
+        self.transform = ResizeLongestSide(image_size)
+        self.with_targets = with_targets
+        self.with_masks = with_masks
+
+    def __len__(self) -> int:
+        return len(self.groups)
+
+    def __getitem__(self, index: int) -> Item | UserError:
+        try:
+            return self._load(self.groups[index])
+        except UserError as error:
+            return error
+
+    def _load(self, rows: list[int]) -> Item:
+        image = load_image(self.samples[rows[0]].image)
+        original_size = image.shape[:2]
+        resized = np.ascontiguousarray(self.transform.apply_image(image))
+        prompts, targets, masks = [], [], []
+        for row in rows:
+            sample = self.samples[row]
+            prompts.append(self._prompts(sample, original_size))
+            if sample.label is None or not (self.with_targets or self.with_masks):
+                continue
+            mask = load_mask(sample.label)
+            if mask.shape != original_size:
+                raise UserError(f"{sample.label}: is {mask.shape[1]}x{mask.shape[0]} px, expected "
+                                f"{original_size[1]}x{original_size[0]} px as its image {sample.image}")
+            if self.with_targets:
+                targets.append(torch.from_numpy(mask_to_target(mask, resized.shape[:2])))
+            if self.with_masks:
+                masks.append(mask)
+        return Item(rows, torch.from_numpy(resized).permute(2, 0, 1), original_size, prompts, targets, masks)
+
+    def _prompts(self, sample: Sample, original_size: tuple[int, int]) -> Prompts:
+        coords = np.asarray(sample.points, dtype=np.float64).reshape(-1, 2)
+        coords = torch.from_numpy(self.transform.apply_coords(coords, original_size)).float()
+        boxes = None
+        if sample.box is not None:
+            boxes = torch.from_numpy(self.transform.apply_boxes(np.asarray([sample.box]), original_size)).float()
+        return Prompts(coords[None], torch.tensor(sample.point_labels, dtype=torch.long)[None], boxes)
+
+
+def mask_to_target(mask: np.ndarray, input_size: tuple[int, int]) -> np.ndarray:
+    """(H, W) bool -> (h, w) uint8 in the model frame; 255 where the object covers the whole pixel."""
+    height, width = input_size
+    shrinks = height < mask.shape[0]
+    return cv2.resize(mask.astype(np.uint8) * 255, (width, height),
+                      interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+
+
+class Collate:
+    """Items -> Batch, padded right and bottom to the model frame. Passes the first UserError through."""
+
+    def __init__(self, image_size: int) -> None:
+        self.side = image_size
+
+    def __call__(self, items: Sequence[Item | UserError]) -> Batch | UserError:
+        for item in items:
+            if isinstance(item, UserError):
+                return item
+        images = torch.zeros(len(items), 3, self.side, self.side, dtype=torch.uint8)
+        for image, item in zip(images, items):
+            image[:, :item.image.shape[1], :item.image.shape[2]] = item.image
+        targets = None
+        if items[0].targets:
+            flat = [target for item in items for target in item.targets]
+            targets = torch.zeros(len(flat), self.side, self.side, dtype=torch.uint8)
+            for padded, target in zip(targets, flat):
+                padded[:target.shape[0], :target.shape[1]] = target
+        return Batch(
+            rows=[row for item in items for row in item.rows],
+            images=images,
+            input_sizes=torch.tensor([item.image.shape[1:] for item in items]),
+            original_sizes=[item.original_size for item in items],
+            image_index=torch.tensor([i for i, item in enumerate(items) for _ in item.rows]),
+            prompts=collate_prompts([prompts for item in items for prompts in item.prompts]),
+            targets=targets,
+            masks=[mask for item in items for mask in item.masks])
+
+
+def collate_prompts(prompts: Sequence[Prompts]) -> Prompts:
+    """Single rows -> N rows: points padded with label -1, boxes with NaN."""
+    most = max(row.point_labels.shape[1] for row in prompts)
+    coords = torch.zeros(len(prompts), most, 2)
+    labels = torch.full((len(prompts), most), -1)
+    boxes = torch.full((len(prompts), 4), torch.nan)
+    for i, row in enumerate(prompts):
+        count = row.point_labels.shape[1]
+        coords[i, :count] = row.point_coords[0]
+        labels[i, :count] = row.point_labels[0]
+        if row.boxes is not None:
+            boxes[i] = row.boxes[0]
+    return Prompts(coords, labels, None if boxes.isnan().all() else boxes)
+
+
+def make_loader(dataset: PromptedImages, image_size: int, batch_size: int, num_workers: int, pin_memory: bool,
+                generator: torch.Generator | None = None) -> DataLoader:
+    """Batches of `batch_size` images, shuffled by `generator` if one is given, else in table order."""
+    return DataLoader(dataset, batch_size, shuffle=generator is not None, generator=generator, num_workers=num_workers,
+                      collate_fn=Collate(image_size), pin_memory=pin_memory, persistent_workers=num_workers > 0)
+
+
+def batches(loader: DataLoader) -> Iterator[Batch]:
+    """The loader's batches; a broken file met on the way is raised here, in the main process."""
+    for batch in loader:
+        if isinstance(batch, UserError):
+            raise batch
+        yield batch
