@@ -3,11 +3,13 @@
 cli.py             argument parsers, arguments that scripts share, one-line errors
 errors.py          UserError: a mistake in the user's input, told in one line
 files.py           atomic files, staged output folders
+workers.py         processes that work in parallel
 contracts.py       every folder, file and column name; checked reading and writing of tables
 imaging.py         any image file -> upright 8-bit RGB; atomic PNG and JPEG writing
 geometry.py        polygon, RLE, box, mask, crop: pure functions
 class_folders.py   one image's objects -> crops, masks and manifest rows; many processes
 prompts.py         three points from a mask: two strategies
+split_tables.py    class folders -> paired, pointed and split rows -> the split tables
 splits.py          seeded train/val/test by source image, stratified by class
 dataset.py         table row -> tensors, preprocessed exactly as SamPredictor does
 torchvision_ops.py torchvision beside a CPU-only torch

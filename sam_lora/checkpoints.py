@@ -14,13 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from segment_anything.modeling import Sam
 from torch import Tensor
 
 from sam_lora.errors import UserError
 from sam_lora.files import atomic_path
 from sam_lora.lora import add_lora, merge_lora, trainable_parameters
-from sam_lora.sam import SAM_TYPES, find_weights, load_sam, sha256_of
+from sam_lora.sam import SAM_TYPES, Sam, find_weights, load_sam, sha256_of
 
 FORMAT = "sam-lora"
 FORMAT_VERSION = 1
@@ -100,8 +99,9 @@ def load_trained_state(sam: Sam, state: Mapping[str, Tensor], path: Path) -> Non
             parameter.copy_(state[name])
 
 
-def load_tuned_sam(path: str | Path, base_checkpoint: str | Path | None = None) -> tuple[Sam, dict[str, Any]]:
-    """A checkpoint on top of its base: (SAM with LoRA merged, in eval mode; the header).
+def load_tuned_sam(path: str | Path, base_checkpoint: str | Path | None = None,
+                   merge: bool = True) -> tuple[Sam, dict[str, Any]]:
+    """A checkpoint on top of its base: (SAM with LoRA merged unless `merge` is off, in eval mode; the header).
 
     `base_checkpoint` None finds the base by its type. Another base than the one trained on is a UserError.
     """
@@ -118,6 +118,7 @@ def load_tuned_sam(path: str | Path, base_checkpoint: str | Path | None = None) 
     sam, _ = load_sam(model_type, base, header["image_size"])
     prepare_for_training(sam, header["lora"], header["train_decoder"])
     load_trained_state(sam, content["state"], path)
-    merge_lora(sam)
+    if merge:
+        merge_lora(sam)
     sam.requires_grad_(False)
     return sam.eval(), header

@@ -106,6 +106,35 @@ def add_conversion(parser: argparse.ArgumentParser) -> None:
     run_group.add_argument("--strict", action="store_true", help="the first skipped row or annotation is an error")
 
 
+class SplitFractions(argparse.Action):
+    """Three shares that make 1, train above 0."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        if values[0] == 0 or abs(sum(values) - 1) > 1e-6:
+            raise argparse.ArgumentError(self, f"expected three shares that make 1, train above 0; got "
+                                               f"{' '.join(map(str, values))}")
+        setattr(namespace, self.dest, values)
+
+
+def add_split_tables(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
+    """The arguments of both scripts that make split tables; returns the group on output."""
+    import os
+    data = parser.add_argument_group("data")
+    data.add_argument("--dataset_dir", default="processed_dataset", metavar="DIR",
+                      help="the class folders that a converter made")
+    out = parser.add_argument_group("output")
+    out.add_argument("--output_dir", default=".", metavar="DIR", help="tables go here")
+    add_overwrite(out)
+    split = parser.add_argument_group("split")
+    split.add_argument("--split", nargs=3, type=non_negative_float, action=SplitFractions, default=[0.6, 0.2, 0.2],
+                       metavar=("TRAIN", "VAL", "TEST"), help="shares of what the data set does not split itself")
+    add_seed(split)
+    split.add_argument("--resplit", action="store_true", help="put the data set's own split aside and make a new one")
+    run_group = parser.add_argument_group("run")
+    add_num_workers(run_group, min(8, os.cpu_count() or 1))
+    return out
+
+
 def add_model(group: argparse._ActionsContainer) -> None:
     """Which SAM, and where its weights are."""
     group.add_argument("--model_type", choices=("vit_b", "vit_l", "vit_h", "vit_mini"), default="vit_b",
@@ -117,3 +146,80 @@ def add_model(group: argparse._ActionsContainer) -> None:
 def add_device(group: argparse._ActionsContainer) -> None:
     group.add_argument("--device", default="auto", metavar="NAME",
                        help="auto takes the GPU if there is one; cuda, cuda:1, mps or cpu")
+
+
+# ---- both inference scripts -------------------------------------------------------------------------------
+
+def xy_points(text: str) -> list[tuple[float, float]]:
+    """argparse type: "x,y x,y" -> [(x, y), …], pixels of the image."""
+    points = [tuple(_numbers(point, 2, "x,y")) for point in text.split()]
+    if not points:
+        raise argparse.ArgumentTypeError("expected points as x,y x,y")
+    return points
+
+
+def point_labels(text: str) -> list[int]:
+    """argparse type: "1 0" -> [1, 0]; 1 is foreground, 0 background."""
+    labels = text.replace(",", " ").split()
+    if not labels or not set(labels) <= {"0", "1"}:
+        raise argparse.ArgumentTypeError(f"expected 1 (foreground) or 0 (background) for each point, got {text!r}")
+    return [int(label) for label in labels]
+
+
+def xyxy_box(text: str) -> tuple[float, ...]:
+    """argparse type: "x0,y0,x1,y1" -> four numbers, x0 < x1 and y0 < y1."""
+    box = _numbers(text, 4, "x0,y0,x1,y1")
+    if not (box[0] < box[2] and box[1] < box[3]):
+        raise argparse.ArgumentTypeError(f"expected x0 < x1 and y0 < y1, got {text!r}")
+    return tuple(box)
+
+
+def _numbers(text: str, count: int, form: str) -> list[float]:
+    try:
+        values = [float(part) for part in text.split(",")]
+    except ValueError:
+        values = []
+    if len(values) != count or not all(abs(value) < 1e9 for value in values):  # NaN fails too
+        raise argparse.ArgumentTypeError(f"expected numbers as {form}, got {text!r}")
+    return values
+
+
+def add_inference(parser: argparse.ArgumentParser, output_dir: str, test_csv: str) -> argparse._ArgumentGroup:
+    """The arguments of both inference scripts, after their own; returns the group on the model."""
+    model = parser.add_argument_group("model")
+    data = parser.add_argument_group("data").add_mutually_exclusive_group()
+    data.add_argument("--test_csv", default=test_csv, metavar="FILE", help="table of step 3; every row is scored")
+    data.add_argument("--image", metavar="FILE", help="one image without ground truth, instead of a table")
+    prompt = parser.add_argument_group("prompt for --image")
+    prompt.add_argument("--points", type=xy_points, metavar='"X,Y X,Y"', help="clicks, in pixels of the image")
+    prompt.add_argument("--labels", type=point_labels, metavar='"1 0"',
+                        help="for each point 1 (on the object) or 0 (not on it); default: all 1")
+    prompt.add_argument("--box", type=xyxy_box, metavar="X0,Y0,X1,Y1", help="a box around the object, in pixels")
+    out = parser.add_argument_group("output")
+    out.add_argument("--output_dir", default=output_dir, metavar="DIR", help="results go here")
+    out.add_argument("--num_pictures", type=non_negative_int, default=30, metavar="N",
+                     help="samples to draw, every class among them; 0 draws none")
+    out.add_argument("--compare_to", metavar="RESULTS.csv",
+                     help="results table of the other model on the same test table: adds comparison.csv and a verdict")
+    add_seed(out)
+    add_overwrite(out)
+    run_group = parser.add_argument_group("run")
+    run_group.add_argument("--batch_size", type=positive_int, default=8, metavar="N", help="images encoded together")
+    add_num_workers(run_group, 0)
+    add_device(run_group)
+    return model
+
+
+def check_inference(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
+    """parser.error for flags of `add_inference` that contradict each other."""
+    if args.image is None:
+        given = [f"--{name}" for name in ("points", "labels", "box") if getattr(args, name) is not None]
+        if given:
+            parser.error(f"{', '.join(given)}: only with --image; a table has its own prompts")
+        return
+    if args.compare_to is not None:
+        parser.error("--compare_to: not with --image, which has no ground truth to score")
+    if args.points is None and args.box is None:
+        parser.error("--image needs a prompt: --points, --box, or both")
+    if args.labels is not None and len(args.labels) != len(args.points or ()):
+        parser.error(f"--labels: {len(args.labels)} for {len(args.points or ())} points; expected one each")

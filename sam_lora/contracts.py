@@ -2,7 +2,8 @@
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -57,6 +58,20 @@ TRAINING_CURVES = "training_curves.png"
 # 5. results
 PREDICTIONS_PICTURE = "predictions.jpg"
 SAMPLES_FOLDER = "samples"
+PREDICTED_MASKS_FOLDER = "masks"
+COMPARISON_TABLE = "comparison.csv"
+RESULT_COLUMNS = (
+    "class_name", "image", "label",                 # the paths as the training table has them
+    "iou", "dice", "boundary_iou",                  # empty for a row without a label
+    "predicted_iou",                                # what the model itself thinks its mask is worth
+    "mask_area", "truth_area",                      # foreground pixels; truth_area empty without a label
+    "mask", "picture",                              # below the results folder; picture empty where none was drawn
+)
+SUMMARY_COLUMNS = ("class_name", "n", "mean_iou", "median_iou", "p5_iou", "mean_dice", "mean_boundary_iou",
+                   "share_below_0.5")
+COMPARISON_COLUMNS = ("class_name", "n", "base_iou", "tuned_iou", "mean_difference", "ci95_low", "ci95_high",
+                      "wins", "losses")
+BY_OBJECT, BY_CLASS = "all classes (by object)", "all classes (by class)"  # the last two rows of both
 TUNED_RESULTS_FOLDER = "finetuned_sam_results2"
 TUNED_RESULTS_PREFIX = "finetuned_sam"
 BASE_RESULTS_FOLDER = "base_sam_results"
@@ -92,6 +107,15 @@ def class_summary_table(prefix: str) -> str:
     return f"{prefix}_class_iou_summary.csv"
 
 
+def single_mask(stem: str) -> str:
+    """File name of the mask predicted for one image given on the command line."""
+    return f"{stem}_mask.png"
+
+
+def single_overlay(stem: str) -> str:
+    return f"{stem}_overlay.jpg"
+
+
 # ---- tables -----------------------------------------------------------------------------------------------
 
 def read_table(path: str | Path, columns: Sequence[str], made_by: str) -> "pd.DataFrame":
@@ -106,6 +130,8 @@ def read_table(path: str | Path, columns: Sequence[str], made_by: str) -> "pd.Da
         raise UserError(f"{path}: {what}; make it with {made_by}")
     try:
         table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig")
+        if not isinstance(table.index, pd.RangeIndex):  # pandas would take the cells in front as row names
+            raise pd.errors.ParserError("rows have more cells than the header; a cell with commas needs quotes")
     except (pd.errors.EmptyDataError, pd.errors.ParserError, UnicodeDecodeError, OSError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"{path}: cannot be read as CSV ({reason}); make it with {made_by}") from error
@@ -115,13 +141,19 @@ def read_table(path: str | Path, columns: Sequence[str], made_by: str) -> "pd.Da
                         f"make it with {made_by}")
     if table.empty:
         raise UserError(f"{path}: has a header but no rows; make it with {made_by}")
-    return table
+    return table.fillna("")  # a row that ends early
 
 
 def write_table(table: "pd.DataFrame", path: str | Path) -> None:
     """Write a CSV atomically, with `\\n` line ends on every system."""
-    with atomic_path(path) as temporary:
-        table.to_csv(temporary, index=False, lineterminator="\n", encoding="utf-8")
+    write_tables({path: table})
+
+
+def write_tables(tables: Mapping[str | Path, "pd.DataFrame"]) -> None:
+    """Write CSVs that belong together: each is renamed into place only once all are written."""
+    with ExitStack() as stack:
+        for path, table in tables.items():
+            table.to_csv(stack.enter_context(atomic_path(path)), index=False, lineterminator="\n", encoding="utf-8")
 
 
 def resolve_path(text: str, table_path: str | Path) -> Path:

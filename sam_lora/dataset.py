@@ -11,14 +11,13 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
-from segment_anything.utils.transforms import ResizeLongestSide
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from sam_lora import contracts
 from sam_lora.errors import UserError
 from sam_lora.imaging import ImageError, image_size, load_image, load_mask
-from sam_lora.sam import Prompts
+from sam_lora.sam import Prompts, ResizeLongestSide
 
 MAX_REPORTED = 3  # bad rows named in one error
 
@@ -69,7 +68,7 @@ def check_samples(samples: Sequence[Sample], table_path: str | Path, need_labels
     sizes: dict[Path, tuple[int, int] | str] = {}
     bad = []
     for number, sample in enumerate(samples, start=2):
-        problem = _problem(sample, sizes, need_labels)
+        problem = sample_problem(sample, sizes, need_labels)
         if problem:
             bad.append(f"row {number}: {problem}")
     if bad:
@@ -78,7 +77,8 @@ def check_samples(samples: Sequence[Sample], table_path: str | Path, need_labels
                         f"{'; '.join(bad[:MAX_REPORTED])}{more}")
 
 
-def _problem(sample: Sample, sizes: dict[Path, tuple[int, int] | str], need_labels: bool) -> str | None:
+def sample_problem(sample: Sample, sizes: dict[Path, tuple[int, int] | str], need_labels: bool) -> str | None:
+    """What makes a row unusable, in words, or None. `sizes` remembers (w, h) of the files looked at so far."""
     for path in (sample.image, sample.label):
         if path is not None and path not in sizes:
             try:
@@ -100,6 +100,9 @@ def _problem(sample: Sample, sizes: dict[Path, tuple[int, int] | str], need_labe
     outside = [point for point in sample.points if not (0 <= point[0] < width and 0 <= point[1] < height)]
     if outside:
         return f"point ({outside[0][0]:g}, {outside[0][1]:g}) lies outside {sample.image_text} ({width}x{height} px)"
+    box = sample.box
+    if box is not None and not (box[0] < width and box[1] < height and box[2] > 0 and box[3] > 0):
+        return f"box {','.join(f'{value:g}' for value in box)} lies outside {sample.image_text} ({width}x{height} px)"
     return None
 
 
@@ -121,7 +124,7 @@ class Item:
     original_size: tuple[int, int]     # (H, W) of the image file
     prompts: list[Prompts]             # one each row, N = 1, in pixels of the model frame
     targets: list[Tensor]              # (h, w) uint8, 255 = wholly covered; empty without labels
-    masks: list[np.ndarray]            # (H, W) bool at full resolution; empty unless asked for
+    masks: list[np.ndarray | None]     # (H, W) bool at full resolution, None without a label; empty unless asked for
 
 
 @dataclass
@@ -135,7 +138,7 @@ class Batch:
     image_index: Tensor                # (N,)
     prompts: Prompts
     targets: Tensor | None             # (N, S, S) uint8 in the model frame
-    masks: list[np.ndarray]            # N full-resolution masks, or none
+    masks: list[np.ndarray | None]     # N full-resolution masks, or none
 
     def to(self, device: torch.device) -> "Batch":
         move = {name: value.to(device, non_blocking=True) for name, value in vars(self).items()
@@ -178,6 +181,7 @@ class PromptedImages(Dataset):
             sample = self.samples[row]
             prompts.append(self._prompts(sample, original_size))
             if sample.label is None or not (self.with_targets or self.with_masks):
+                masks += [None] * self.with_masks
                 continue
             mask = load_mask(sample.label)
             if mask.shape != original_size:

@@ -38,7 +38,10 @@ def _umask() -> int:
 
 
 def refuse_existing(paths: Sequence[Path], overwrite: bool) -> None:
-    """Raise UserError if any of `paths` exists and `overwrite` is off."""
+    """Raise UserError if any of `paths` exists and `overwrite` is off, or a file stands where their folder should."""
+    for folder in sorted({path.parent for path in paths}):
+        if folder.exists() and not folder.is_dir():
+            raise UserError(f"{folder}: is a file; expected a folder")
     existing = [path for path in paths if path.exists()]
     if existing and not overwrite:
         names = ", ".join(str(path) for path in existing)
@@ -69,16 +72,30 @@ def staged_folder(final: str | Path, owned: Sequence[str], overwrite: bool) -> I
         raise
     try:
         yield staging
-        for pattern in owned:
-            for old in final.glob(pattern):
-                shutil.rmtree(old) if old.is_dir() and not old.is_symlink() else old.unlink()
-        for entry in sorted(staging.iterdir()):
-            entry.replace(final / entry.name)
+        _swap(staging, final, owned)
     except BaseException:
         shutil.rmtree(staging, ignore_errors=True)
         _remove_empty(made)
         raise
     staging.rmdir()
+
+
+def _swap(staging: Path, final: Path, owned: Sequence[str]) -> None:
+    """Move `staging`'s entries into `final` in place of its owned ones; on any error put everything back."""
+    replaced = Path(tempfile.mkdtemp(prefix=STAGING_PREFIX, dir=final))
+    moves = []
+    try:
+        old = {entry for pattern in owned for entry in final.glob(pattern) if not entry.name.startswith(STAGING_PREFIX)}
+        for before, after in [*((entry, replaced / entry.name) for entry in sorted(old)),
+                              *((entry, final / entry.name) for entry in sorted(staging.iterdir()))]:
+            before.replace(after)
+            moves.append((before, after))
+    except BaseException:
+        for before, after in reversed(moves):
+            after.replace(before)
+        raise
+    finally:
+        shutil.rmtree(replaced, ignore_errors=True)
 
 
 def _make_folders(path: Path) -> list[Path]:

@@ -66,11 +66,12 @@ def load_mask(path: str | Path) -> np.ndarray:
         deep = _deep(picture)
         picture.load()
         if deep:
-            picture = Image.fromarray(_to_8_bit(_deep_pixels(path, picture)))
-        elif picture.mode != "P":
-            picture = picture.convert("L")
-        values = np.array(_turned(picture, _orientation(picture)))
-    return values > values.max() / 2
+            values = _deep_pixels(path, picture)
+            values = values if values.ndim == 2 else values.max(axis=2)
+        else:
+            values = np.array(picture if picture.mode == "P" else picture.convert("L"))
+        mask = Image.fromarray(values > values.max() / 2)
+        return np.array(_turned(mask, _orientation(picture)))
 
 
 def image_size(path: str | Path, upright: bool = True) -> tuple[int, int]:

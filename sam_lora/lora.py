@@ -12,10 +12,10 @@ import re
 from collections.abc import Sequence
 
 import torch
-from segment_anything.modeling import Sam
 from torch import nn
 
 from sam_lora.errors import UserError
+from sam_lora.sam import Sam
 
 TARGETS = {"qkv": "attn.qkv", "proj": "attn.proj", "lin1": "mlp.lin1", "lin2": "mlp.lin2"}
 

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 EPSILON = 1e-6
+MaskLoss = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 def bce_loss(logits: Tensor, target: Tensor, valid: Tensor) -> Tensor:
@@ -61,7 +62,7 @@ def focal_dice(logits: Tensor, target: Tensor, valid: Tensor) -> Tensor:
     return 20 * focal_loss(logits, target, valid) + dice_loss(logits, target, valid)
 
 
-MASK_LOSSES: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
+MASK_LOSSES: dict[str, MaskLoss] = {
     "bce_iou": bce_iou, "focal_dice": focal_dice, "bce_dice": bce_dice,
 }
 

@@ -12,13 +12,13 @@ BOUNDARY_SHARE = 0.02  # of the image diagonal, as in Cheng et al. 2021
 def iou(predicted: np.ndarray, truth: np.ndarray) -> float:
     """Intersection over union (Jaccard index), 0 to 1."""
     union = np.count_nonzero(predicted | truth)
-    return np.count_nonzero(predicted & truth) / union if union else 1.0
+    return float(np.count_nonzero(predicted & truth) / union) if union else 1.0
 
 
 def dice(predicted: np.ndarray, truth: np.ndarray) -> float:
     """Dice coefficient (F1 of the pixels), 0 to 1."""
     total = np.count_nonzero(predicted) + np.count_nonzero(truth)
-    return 2 * np.count_nonzero(predicted & truth) / total if total else 1.0
+    return float(2 * np.count_nonzero(predicted & truth) / total) if total else 1.0
 
 
 def boundary_iou(predicted: np.ndarray, truth: np.ndarray) -> float:

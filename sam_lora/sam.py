@@ -23,7 +23,7 @@ from sam_lora.errors import UserError
 from sam_lora.files import STAGING_PREFIX
 from sam_lora.torchvision_ops import import_torchvision
 
-import_torchvision()
+import_torchvision()  # before segment_anything; so the rest of the package takes its classes from here
 from segment_anything.modeling import (  # noqa: E402
     ImageEncoderViT,
     MaskDecoder,
@@ -31,6 +31,7 @@ from segment_anything.modeling import (  # noqa: E402
     Sam,
     TwoWayTransformer,
 )
+from segment_anything.utils.transforms import ResizeLongestSide  # noqa: E402, F401
 
 MASK_THRESHOLD = 0.0  # logits above it are foreground, as in segment_anything
 PIXEL_MEAN = (123.675, 116.28, 103.53)
@@ -184,6 +185,9 @@ def find_weights(model_type: str, folder: Path = WEIGHTS_FOLDER, url: str = WEIG
     shipped = SHIPPED_WEIGHTS_FOLDER / kind.weights_file
     if shipped.is_file():
         return shipped
+    if not kind.weights_sha256:
+        raise UserError(f"{shipped}: missing, and published nowhere else; it comes with the project: "
+                        f"restore it (git checkout {shipped.name}), or name a copy with --checkpoint")
     path = folder / kind.weights_file
     if not path.is_file():
         download(url + kind.weights_file, path, kind.weights_bytes, kind.weights_sha256)
@@ -245,6 +249,13 @@ def select_device(name: str) -> torch.device:
     return device
 
 
+def checkpoint_blocks(sam: Sam) -> None:
+    """Recompute each encoder block in the backward pass instead of keeping its activations."""
+    from torch.utils.checkpoint import checkpoint
+    for block in sam.image_encoder.blocks:
+        block.forward = partial(checkpoint, block.forward, use_reentrant=False)
+
+
 # ---- images in --------------------------------------------------------------------------------------------
 
 def preprocess(images: Tensor, input_sizes: Tensor, sam: Sam) -> Tensor:
@@ -280,10 +291,14 @@ class Prompts:
     point_labels: Tensor
     boxes: Tensor | None = None
 
-    def to(self, device: torch.device) -> "Prompts":
-        boxes = None if self.boxes is None else self.boxes.to(device, non_blocking=True)
-        return Prompts(self.point_coords.to(device, non_blocking=True),
-                       self.point_labels.to(device, non_blocking=True), boxes)
+    def to(self, device: torch.device, non_blocking: bool = False) -> "Prompts":
+        boxes = None if self.boxes is None else self.boxes.to(device, non_blocking=non_blocking)
+        return Prompts(self.point_coords.to(device, non_blocking=non_blocking),
+                       self.point_labels.to(device, non_blocking=non_blocking), boxes)
+
+    def __getitem__(self, rows: slice) -> "Prompts":
+        return Prompts(self.point_coords[rows], self.point_labels[rows],
+                       None if self.boxes is None else self.boxes[rows])
 
     def groups(self) -> list[Tensor]:
         """Row indices, together where rows have equally many points and a box or none.

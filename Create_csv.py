@@ -1,0 +1,47 @@
+"""Step 2, COCO: class folders -> train.csv val.csv test.csv, three clicks for each mask.
+
+Reads   processed_dataset/Class_<id>_<name>/{images,masks}, and its manifest instances.csv where there is one
+Writes  train.csv val.csv test.csv: image_path, mask_path, class_id, class_name, point1_x, point1_y, point2_x,
+        point2_y, point3_x, point3_y, source_image
+
+    python Create_csv.py
+    python Create_csv.py --dataset_dir processed_dataset --split 0.7 0.15 0.15 --resplit --overwrite
+
+Points: the centre of the mask, and two points at equal distance on opposite sides of it; all inside the mask.
+Split: all objects of a photo, and all augmented copies of it, stay on one side. The data set's own train/val/test is
+kept where it has one; what is missing of it is taken from train. Next step: python reformated_csv.py
+"""
+
+import argparse
+import re
+from pathlib import Path
+
+from sam_lora import cli, contracts, files
+
+
+def get_args_parser() -> argparse.ArgumentParser:
+    parser = cli.make_parser(__doc__)
+    cli.add_split_tables(parser)
+    return parser
+
+
+def class_of_folder(name: str) -> tuple[str | None, str]:
+    """"7_Dental Calculus" -> ("7", "Dental Calculus"); without a number in front the class has no id."""
+    numbered = re.fullmatch(r"(\d+)_(.+)", name)
+    return (numbered[1], numbered[2]) if numbered else (None, name)
+
+
+def main(args: argparse.Namespace) -> None:
+    from sam_lora import prompts, split_tables  # heavy imports, not needed for --help
+    paths = [Path(args.output_dir) / contracts.split_table(split) for split in contracts.SPLITS]
+    files.refuse_existing(paths, args.overwrite)
+
+    folders = split_tables.read_class_folders(args.dataset_dir, class_of_folder)
+    table, skipped = split_tables.place_points(folders, prompts.centre_and_opposite_points, args.num_workers)
+    table, notes = split_tables.split_rows(table, args.split, args.seed, args.resplit)
+    notes += split_tables.write(table, paths)
+    print(split_tables.summary(table, folders, skipped), *folders.notes, *notes, sep="\n")
+
+
+if __name__ == "__main__":
+    cli.run(main, get_args_parser())

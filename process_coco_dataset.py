@@ -1,0 +1,407 @@
+"""Step 1, COCO: turn COCO instance annotations into class folders of crops and masks.
+
+    python process_coco_dataset.py --coco_json annotations/instances.json --images_dir images
+    python process_coco_dataset.py --coco_json train/_annotations.coco.json valid/_annotations.coco.json
+
+reads   one or several COCO JSON files   polygons (all parts), RLE in both forms
+        the pictures, in --images_dir    one folder for all files or one for each; default: each file's own folder
+writes  processed_dataset/Class_<id>_<name>/images/<photo>_<n>.png   each object, cropped with some context
+        processed_dataset/Class_<id>_<name>/masks/<photo>_<n>.png    its mask, 0 or 255, same name and size
+        processed_dataset/instances.csv           where each crop comes from
+        processed_dataset/classes.json            folder -> class id and name
+        processed_dataset/conversion_report.csv   every annotation that was skipped, and why
+
+The split (train, val, test) is taken from the JSON file's name or folder. Next: Create_csv.py.
+"""
+
+import argparse
+import json
+import math
+import os
+import re
+import unicodedata
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from time import perf_counter
+from urllib.parse import unquote
+
+from sam_lora import class_folders, cli
+from sam_lora.class_folders import ConversionReport, CropSettings, ObjectClass, SourceImage, SourceObject
+from sam_lora.errors import UserError
+
+CROWD_EXPORT = 0.9      # CVAT marks every mask drawn by brush or SAM as iscrowd: then the flag means nothing
+FAR = 1e15              # beyond it a coordinate is as good as infinite
+
+CROWD = "iscrowd (--crowd keep takes it)"
+SIZE_DIFFERS = "picture of another shape than width and height in the JSON"
+PART_DROPPED = "a polygon part was dropped: under three points, an odd count or no finite number"
+SCALED = "a picture's size differs from the JSON's: its annotations were scaled"
+STORED_FRAME = "a picture's annotations are in the frame before its EXIF turn: it was not turned"
+
+
+def get_args_parser() -> argparse.ArgumentParser:
+    parser = cli.make_parser(__doc__)
+    data = parser.add_argument_group("data")
+    data.add_argument("--coco_json", nargs="+", required=True, metavar="FILE", help="COCO instance annotations")
+    data.add_argument("--images_dir", nargs="+", metavar="DIR",
+                      help="folder of the pictures: one for all JSON files, or one for each in the same order; "
+                           "default: the folder each JSON file is in")
+    data.add_argument("--crowd", choices=("auto", "keep", "skip"), default="auto",
+                      help="annotations with iscrowd: auto skips them, unless nearly all masks are RLE with iscrowd, "
+                           "as CVAT exports them")
+    cli.add_conversion(parser)
+    return parser
+
+
+def main(args: argparse.Namespace) -> None:
+    start = perf_counter()
+    count = len(args.coco_json)
+    if args.images_dir and len(args.images_dir) not in (1, count):
+        get_args_parser().error(f"--images_dir: {len(args.images_dir)} folders for {count} JSON files; give one for "
+                                "all or one for each")
+    folders = args.images_dir or [Path(path).parent for path in args.coco_json]
+    folders = [Path(folder) for folder in (folders * count if len(folders) == 1 else folders)]
+    report = ConversionReport("annotations", args.strict)
+    with class_folders.staged_output(args.output_dir, args.overwrite, args.dry_run) as staging:
+        files = [read_coco_json(Path(path), folder) for path, folder in zip(args.coco_json, folders)]
+        keep_crowd = args.crowd == "keep" or (args.crowd == "auto" and crowd_means_nothing(files, report))
+        images, classes = read_images(files, keep_crowd, args.boxes == "rectangle", report, Path(args.output_dir))
+        class_folders.write_class_folders(images, classes, staging,
+                                          CropSettings(args.padding, args.min_size, args.no_crop),
+                                          args.num_workers, report)
+    print(*report.lines(), sep="\n")
+    print(f"{'dry run: nothing written' if args.dry_run else f'written to {args.output_dir}'}, "
+          f"{perf_counter() - start:.1f} s")
+
+
+# ---- JSON -------------------------------------------------------------------------------------------------
+
+@dataclass
+class CocoFile:
+    """A COCO JSON file as far as it is sound. Ids are text: some tools write "12", some 12."""
+    path: Path
+    images_dir: Path
+    split: str
+    categories: dict[str, str] = field(default_factory=dict)        # id -> name
+    images: list[dict] = field(default_factory=list)
+    annotations: list = field(default_factory=list)
+
+
+def read_coco_json(path: Path, images_dir: Path) -> CocoFile:
+    """Read one JSON file and check that it holds instance annotations. Raises UserError."""
+    if not path.is_file():
+        raise UserError(f"{path}: {'is a folder' if path.is_dir() else 'no such file'}; expected a COCO JSON file")
+    if not images_dir.is_dir():
+        raise UserError(f"{images_dir}: {'is a file' if images_dir.exists() else 'no such folder'}; expected the "
+                        f"folder of {path}'s pictures; give --images_dir")
+    try:
+        data = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: broken JSON ({error})") from error
+    if isinstance(data, list):
+        raise UserError(f"{path}: found a list, as COCO result files are; expected an annotation file with images, "
+                        "annotations and categories")
+    keys = ("images", "annotations", "categories")
+    missing = [key for key in keys if not isinstance(data, dict) or not isinstance(data.get(key), list)]
+    if missing:
+        raise UserError(f"{path}: no list of {', '.join(missing)}; expected COCO instance annotations, with lists of "
+                        f"{', '.join(keys)}")
+    annotations = [annotation for annotation in data["annotations"] if isinstance(annotation, dict)]
+    for key, kind in (("caption", "captions"), ("segments_info", "panoptic segments")):
+        if annotations and all(key in annotation and "segmentation" not in annotation for annotation in annotations):
+            raise UserError(f"{path}: holds {kind}; expected COCO instance annotations, with segmentation")
+    categories: dict[str, str] = {}
+    for category in data["categories"]:
+        if isinstance(category, dict) and (key := id_text(category.get("id"))):
+            name = category.get("name")
+            categories.setdefault(key, ("" if name is None else str(name).strip()) or f"category_{key}")
+    images = [image for image in data["images"] if isinstance(image, dict)]
+    return CocoFile(path, images_dir, split_of(path, images_dir), categories, images, data["annotations"])
+
+
+def split_of(path: Path, images_dir: Path) -> str:
+    """train, val or test, as the JSON file's name says, else its folder's, else the pictures' folder's; "" else."""
+    for text in (path.stem, path.resolve().parent.name, images_dir.resolve().name):
+        splits = {class_folders.normalise_split(word) for word in re.findall("[a-z]+", text.lower())} - {""}
+        if splits:
+            return splits.pop() if len(splits) == 1 else ""
+    return ""
+
+
+def id_text(value: object) -> str:
+    """An id as text, "12" for 12, 12.0 and "12"; "" for what is no id."""
+    if isinstance(value, str):
+        return value.strip()
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else ""
+
+
+def is_crowd(annotation: dict) -> bool:
+    return annotation.get("iscrowd") in (1, "1")
+
+
+def crowd_means_nothing(files: Sequence[CocoFile], report: ConversionReport) -> bool:
+    """Are over 90 % of all masks RLE with iscrowd? CVAT writes every brush or SAM mask so."""
+    masks = [annotation for file in files for annotation in file.annotations
+             if isinstance(annotation, dict) and annotation.get("segmentation")]
+    crowd = sum(is_crowd(annotation) and isinstance(annotation["segmentation"], dict) for annotation in masks)
+    if crowd <= CROWD_EXPORT * len(masks):
+        return False
+    report.notes[f"{crowd} of {len(masks)} masks are RLE with iscrowd, as CVAT writes any mask: kept"] += 1
+    return True
+
+
+# ---- categories -------------------------------------------------------------------------------------------
+
+def object_classes(uses: Counter, report: ConversionReport) -> dict[str, ObjectClass]:
+    """{class name: class} from {(class name, category id): count of objects}.
+
+    Categories of one name are one class, with the lowest id that has objects. Where two names claim one id (in
+    different files), the later one gets a free id.
+    """
+    ids = defaultdict(set)
+    for name, category_id in uses:
+        ids[name].add(category_id)
+    wanted = {name: min(found, key=_id_order) for name, found in ids.items()}
+    taken = set(wanted.values())
+    free = max((int(key) for key in taken if key.lstrip("-").isdecimal()), default=0) + 1
+    classes, given = {}, set()
+    for name, key in sorted(wanted.items(), key=lambda item: (_id_order(item[1]), item[0])):
+        if key in given:
+            report.notes[f"category id {key} has several names; {name!r} became id {free}"] += 1
+            key, free = str(free), free + 1
+        given.add(key)
+        classes[name] = (int(key) if key.lstrip("-").isdecimal() else key)
+    folders = class_folders.class_folder_names({name: f"{key}_{name}" for name, key in classes.items()})
+    return {name: ObjectClass(key, name, folders[name]) for name, key in classes.items()}
+
+
+def _id_order(key: str) -> tuple:
+    return (0, int(key), "") if key.lstrip("-").isdecimal() else (1, 0, key)
+
+
+def note_shared_names(files: Sequence[CocoFile], report: ConversionReport) -> None:
+    """One note for each name that two categories of a file share."""
+    for file in files:
+        for name, keys in class_folders.merge_same_names(file.categories).items():
+            if len(keys) > 1:
+                report.notes[f"{file.path}: categories {', '.join(keys)} are all named {name!r}: one class"] += 1
+
+
+# ---- pictures ---------------------------------------------------------------------------------------------
+
+class Pictures:
+    """The picture files of one folder, found by the file_name of a COCO file."""
+
+    def __init__(self, folder: Path, output_dir: Path):
+        self.folder = folder
+        self.files = class_folders.source_files(folder, output_dir)
+        self.known = set(self.files)
+        self.by_name = defaultdict(list)
+        for path in self.files:
+            self.by_name[self._plain(path)].append(path)
+
+    @staticmethod
+    def _plain(path: PurePosixPath) -> str:
+        return unicodedata.normalize("NFC", path.name).casefold()  # macOS writes accents as marks of their own
+
+    def find(self, file_name: str) -> PurePosixPath | None:
+        """The file below the folder; by its base name where the path is not here (another machine's, a URL, ../).
+
+        None where there is none. Raises ValueError, the reason, where several have that name.
+        """
+        for name in dict.fromkeys((file_name, unquote(file_name))):
+            path = PurePosixPath(name.replace("\\", "/"))
+            if path in self.known:
+                return path
+            same = self.by_name.get(self._plain(path), [])
+            if len(same) == 1:
+                return same[0]
+            if same:
+                raise ValueError("several pictures have that file name")
+        return None
+
+
+@dataclass
+class _Photo:
+    """A picture while its annotations are gathered."""
+    path: Path
+    name: str
+    split: str
+    frame_wh: tuple[float, float] | None
+    upright: bool
+    label_file: str
+    objects: list[SourceObject] = field(default_factory=list)
+    annotations: int = 0     # of this picture, the skipped ones too
+
+
+def read_images(files: Sequence[CocoFile], keep_crowd: bool, boxes: bool, report: ConversionReport, output_dir: Path
+                ) -> tuple[list[SourceImage], dict[str, ObjectClass]]:
+    """(every picture found, with its objects; classes by name). Raises UserError where most pictures are missing."""
+    note_shared_names(files, report)
+    folders = {file.images_dir.resolve(): file.images_dir for file in files}
+    pictures = {key: Pictures(folder, output_dir) for key, folder in folders.items()}
+    root = Path(os.path.commonpath([str(key) for key in folders]))
+    photos: dict[tuple[Path, str], _Photo] = {}
+    uses: Counter = Counter()
+    missing = unusable = 0
+    for file in files:
+        found = _find_photos(file, pictures[file.images_dir.resolve()], root, photos, report)
+        missing += sum(photo == class_folders.IMAGE_MISSING for photo in found.values())
+        unusable += sum(isinstance(photo, str) and photo != class_folders.IMAGE_MISSING for photo in found.values())
+        _add_annotations(file, found, keep_crowd, boxes, uses, report)
+    listed = {photo.path.resolve() for photo in photos.values()}
+    on_disk = {(folder.folder / path).resolve() for folder in pictures.values() for path in folder.files}
+    with_objects = sum(bool(photo.objects) for photo in photos.values())
+    report.images = {"with objects": with_objects, "without": len(photos) - with_objects, "missing": missing,
+                     "unusable": unusable, "on disk but not used": len(on_disk - listed)}
+    images = [SourceImage(photo.path, photo.name, photo.split, photo.objects, photo.label_file, photo.frame_wh,
+                          photo.upright) for photo in photos.values()]
+    return images, object_classes(uses, report)
+
+
+def _find_photos(file: CocoFile, pictures: Pictures, root: Path, photos: dict[tuple[Path, str], _Photo],
+                 report: ConversionReport) -> dict[str, "_Photo | str"]:
+    """{image id: photo, or the reason why there is none}; adds to `photos`. Raises UserError if most are missing."""
+    found: dict[str, _Photo | str] = {}
+    file_names: dict[str, object] = {}
+    lost = []
+    for image in file.images:
+        key, file_name = id_text(image.get("id")), image.get("file_name")
+        if key in found:
+            if file_name != file_names[key]:  # which of the two the annotations mean, nobody can tell
+                found[key] = "image id of two different pictures"
+            continue
+        file_names[key] = file_name
+        try:
+            path = pictures.find(file_name) if isinstance(file_name, str) else None
+            if path is None:
+                lost.append(file_name)
+                raise ValueError(class_folders.IMAGE_MISSING)
+            full = pictures.folder / path
+            frame_wh, upright = picture_frame(full, image.get("width"), image.get("height"), report.notes)
+            name = (pictures.folder.resolve() / path).relative_to(root).as_posix()
+            photo = _Photo(full, name, file.split, frame_wh, upright, str(file.path))
+            known = photos.setdefault((full.resolve(), file.split), photo)
+            if (known.frame_wh, known.upright) != (frame_wh, upright):
+                raise ValueError("picture listed twice with different sizes")
+            found[key] = known
+        except ValueError as error:
+            found[key] = str(error)
+    if len(lost) * 2 > len(file.images):
+        raise UserError(f"{file.path}: {len(lost)} of {len(file.images)} pictures are not in {file.images_dir}, e.g. "
+                        f"{lost[0]}; give their folder with --images_dir")
+    return found
+
+
+def picture_frame(path: Path, width: object, height: object, notes: Counter
+                  ) -> tuple[tuple[float, float] | None, bool]:
+    """(size of the frame that the annotations are in, None for the picture's own; whether that is the upright picture).
+
+    `width` and `height` as the JSON has them. Raises ValueError, the reason, for a picture of another shape or a
+    broken one.
+    """
+    from sam_lora.imaging import ImageError, image_size
+    try:
+        upright, stored = image_size(path), image_size(path, upright=False)
+    except ImageError:
+        raise ValueError(class_folders.IMAGE_BROKEN) from None
+    if not (_is_number(width) and _is_number(height) and min(width, height) > 0):
+        return None, True
+    frame_wh = (width, height)
+    fits = [size == frame_wh for size in (upright, stored)]
+    if not any(fits):
+        fits = [class_folders.same_aspect(frame_wh, size) for size in (upright, stored)]
+        if not any(fits):
+            raise ValueError(SIZE_DIFFERS)
+        notes[SCALED] += 1
+    if not fits[0]:
+        notes[STORED_FRAME] += 1
+    return frame_wh, fits[0]
+
+
+# ---- annotations ------------------------------------------------------------------------------------------
+
+class AnnotationError(ValueError):
+    """Why an annotation is no object."""
+
+
+def _add_annotations(file: CocoFile, found: dict[str, "_Photo | str"], keep_crowd: bool, boxes: bool, uses: Counter,
+                     report: ConversionReport) -> None:
+    """Give each photo of `found` the objects of one file, and count the class and category of each in `uses`."""
+    for place, annotation in enumerate(file.annotations):
+        report.total += 1
+        source_id = f"annotation at place {place}"
+        try:
+            if not isinstance(annotation, dict):
+                raise AnnotationError("no annotation")
+            source_id = f"annotation {id_text(annotation.get('id'))}" if id_text(annotation.get("id")) else source_id
+            photo = found.get(id_text(annotation.get("image_id")), "image_id that no image has")
+            if isinstance(photo, str):
+                raise AnnotationError(photo)
+            photo.annotations += 1
+            category = id_text(annotation.get("category_id"))
+            if category not in file.categories:
+                raise AnnotationError("category_id that no category has")
+            if is_crowd(annotation) and not keep_crowd:
+                raise AnnotationError(CROWD)
+            polygons, rle = parse_segmentation(annotation.get("segmentation"), photo.frame_wh, report.notes)
+            is_rectangle = not polygons and rle is None
+            if is_rectangle:
+                polygons = [box_polygon(annotation.get("bbox"))]
+                if not boxes:
+                    raise AnnotationError(class_folders.BOX_ONLY)
+        except AnnotationError as error:
+            report.skip(str(file.path), source_id, str(error))
+            continue
+        name = file.categories[category]
+        uses[name, category] += 1
+        photo.objects.append(SourceObject(photo.annotations, source_id, name, polygons, rle, is_rectangle))
+
+
+def parse_segmentation(segmentation: object, frame_wh: tuple[float, float] | None, notes: Counter
+                       ) -> tuple[list[list[float]], dict | None]:
+    """(polygons, each flat [x, y, …], finite, three points or more; or an RLE, not checked yet).
+
+    Both empty where there is no segmentation. Unusable parts are dropped and noted. Raises AnnotationError.
+    """
+    if isinstance(segmentation, list) and len(segmentation) == 1 and isinstance(segmentation[0], dict):
+        segmentation = segmentation[0]
+    if segmentation is None or segmentation in ([], {}, [[]], ""):
+        return [], None
+    if isinstance(segmentation, dict):
+        return [], segmentation
+    if not isinstance(segmentation, list):
+        raise AnnotationError("segmentation that is neither polygons nor RLE")
+    if all(map(_is_number, segmentation)):  # a polygon whose outer list is missing, or an RLE without its size
+        reach = max(frame_wh) * 1.5 if frame_wh else math.inf
+        if len(segmentation) % 2 or (frame_wh and sum(segmentation) == frame_wh[0] * frame_wh[1]) \
+                or max(segmentation) > reach:
+            raise AnnotationError("a plain list of numbers that looks like RLE counts")
+        segmentation = [segmentation]
+    polygons = [part for part in segmentation
+                if isinstance(part, list) and len(part) >= 6 and len(part) % 2 == 0 and all(map(_is_number, part))]
+    if not polygons:
+        raise AnnotationError("no polygon part of three finite points")
+    if len(polygons) < len(segmentation):
+        notes[PART_DROPPED] += 1
+    return polygons, None
+
+
+def box_polygon(bbox: object) -> list[float]:
+    """COCO's bbox [x, y, width, height] -> the four corners, flat. Raises AnnotationError."""
+    if not (isinstance(bbox, list) and len(bbox) == 4 and all(map(_is_number, bbox)) and min(bbox[2:]) > 0):
+        raise AnnotationError("neither an outline nor a box")
+    x, y, width, height = bbox
+    return [x, y, x + width, y, x + width, y + height, x, y + height]
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and -FAR < value < FAR
+
+
+if __name__ == "__main__":
+    cli.run(main, get_args_parser())

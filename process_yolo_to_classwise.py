@@ -1,0 +1,347 @@
+"""Step 1, YOLO: turn a YOLO-polygon (segmentation) data set into class folders of crops and masks.
+
+    python process_yolo_to_classwise.py --dataset_dir my_dataset
+
+reads   my_dataset/data.yaml          class names; without it --class_names or classes.txt
+        my_dataset/**/images/, labels/   in any usual layout: train/images, images/train, or images alone
+writes  processed_dataset/Class_<name>/images/<photo>_<line>.png   each object, cropped with some context
+        processed_dataset/Class_<name>/masks/<photo>_<line>.png    its mask, 0 or 255, same name and size
+        processed_dataset/instances.csv           where each crop comes from
+        processed_dataset/classes.json            folder -> class id and name
+        processed_dataset/conversion_report.csv   every label row that was skipped, and why
+
+A label row is `class x1 y1 x2 y2 x3 y3 ...`, shares of the picture's width and height. Next: Create_yolo_csv.py.
+"""
+
+import argparse
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from time import perf_counter
+
+from sam_lora import class_folders, cli
+from sam_lora.class_folders import ConversionReport, CropSettings, ObjectClass, SourceImage, SourceObject
+from sam_lora.errors import UserError
+
+YAML_NAMES = ("data.yaml", "data.yml", "dataset.yaml", "dataset.yml")
+CLASSES_TXT = "classes.txt"
+OUT_OF_PICTURE = 0.01      # rounding in exporters; beyond it a row is clipped and noted
+PIXEL_COORDINATE = 1.5
+
+CLIPPED = "a polygon reached out of its picture and was clipped"
+CONFIDENCE = "a row had an odd count of coordinates; the last number was taken as a confidence and dropped"
+
+
+def get_args_parser() -> argparse.ArgumentParser:
+    parser = cli.make_parser(__doc__)
+    data = parser.add_argument_group("data")
+    data.add_argument("--dataset_dir", required=True, metavar="DIR", help="the data set's folder")
+    data.add_argument("--class_names", nargs="+", metavar="NAME",
+                      help="class names in the order of their ids; default: data.yaml, then classes.txt")
+    cli.add_conversion(parser)
+    return parser
+
+
+def main(args: argparse.Namespace) -> None:
+    start = perf_counter()
+    root = Path(args.dataset_dir)
+    if not root.is_dir():
+        raise UserError(f"{root}: {'is a file' if root.exists() else 'no such folder'}; expected the folder of a YOLO "
+                        "data set, with images/ and labels/ in it")
+    report = ConversionReport("label rows", args.strict)
+    with class_folders.staged_output(args.output_dir, args.overwrite, args.dry_run) as staging:
+        settings, yaml_path = read_data_yaml(root)
+        names = class_names(root, args.class_names, settings, yaml_path, report)
+        images = read_images(root, settings, names, args.boxes == "rectangle", report, Path(args.output_dir))
+        class_folders.write_class_folders(
+            images, object_classes(names, images, report), staging,
+            CropSettings(args.padding, args.min_size, args.no_crop), args.num_workers, report)
+    print(*report.lines(), sep="\n")
+    print(f"{'dry run: nothing written' if args.dry_run else f'written to {args.output_dir}'}, "
+          f"{perf_counter() - start:.1f} s")
+
+
+# ---- data.yaml and class names ----------------------------------------------------------------------------
+
+def read_data_yaml(root: Path) -> tuple[dict, Path | None]:
+    """data.yaml, or the only other .yaml there is: (content, path); ({}, None) without one. Raises UserError."""
+    import yaml
+    found = [root / name for name in YAML_NAMES if (root / name).is_file()]
+    others = sorted(path for path in root.iterdir() if path.suffix.lower() in (".yaml", ".yml") and path.is_file())
+    path = found[0] if found else others[0] if len(others) == 1 else None
+    if path is None:
+        return {}, None
+    try:
+        settings = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError, ValueError) as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f" at line {mark.line + 1}" if mark else ""
+        raise UserError(f"{path}: broken YAML{where}; expected `names:` and the class names") from error
+    settings = {} if settings is None else settings
+    if not isinstance(settings, dict):
+        raise UserError(f"{path}: found a {type(settings).__name__}, expected keys such as `names:`")
+    if settings.get("kpt_shape"):
+        raise UserError(f"{path}: kpt_shape says that this is a pose data set; expected segmentation polygons")
+    return settings, path
+
+
+def class_names(root: Path, given: Sequence[str] | None, settings: dict, yaml_path: Path | None,
+                report: ConversionReport) -> dict[int, str] | None:
+    """{class id: name} from --class_names, data.yaml or classes.txt.
+
+    None where data.yaml is there but names nothing and counts nothing: then any id is `class_<id>`. Raises UserError.
+    """
+    if given:
+        return dict(enumerate(given))
+    names = settings.get("names")
+    if names is not None:
+        names = _names_from_yaml(names, yaml_path)
+        count = settings.get("nc")
+        if isinstance(count, int) and count != len(names):
+            report.notes[f"{yaml_path.name}: nc is {count}, but names has {len(names)}; the names were taken"] += 1
+        return names
+    for folder in (root, root / "labels", root / "train", root / "train" / "labels"):
+        if (folder / CLASSES_TXT).is_file():
+            text = (folder / CLASSES_TXT).read_text(encoding="utf-8-sig", errors="replace")
+            names = [line.strip() for line in text.splitlines()]
+            while names and not names[-1]:
+                names.pop()
+            if not names:
+                raise UserError(f"{folder / CLASSES_TXT}: empty; expected a class name a line, or give --class_names")
+            return {i: name or f"class_{i}" for i, name in enumerate(names)}
+    if yaml_path is None:
+        raise UserError(f"{root}: no data.yaml and no {CLASSES_TXT}; give the names in the order of their ids with "
+                        "--class_names NAME [NAME ...]")
+    report.notes[f"{yaml_path.name}: no names; classes are called class_<id>"] += 1
+    count = settings.get("nc")
+    return {i: f"class_{i}" for i in range(count)} if isinstance(count, int) and 0 < count < 10**5 else None
+
+
+def _names_from_yaml(names: object, path: Path) -> dict[int, str]:
+    if isinstance(names, list):
+        pairs = list(enumerate(names))
+    elif isinstance(names, dict):
+        try:
+            pairs = [(int(str(key)), name) for key, name in names.items()]
+        except ValueError as error:
+            raise UserError(f"{path}: names has the key {str(error).split(':')[-1].strip()}, expected class ids "
+                            "0, 1, 2 ...") from error
+    else:
+        raise UserError(f"{path}: names is a {type(names).__name__}, expected a list, or a mapping from id to name")
+    if not pairs:
+        raise UserError(f"{path}: names is empty; give the names with --class_names")
+    unnamed = [name for _, name in pairs if isinstance(name, list | dict)]
+    if unnamed:
+        raise UserError(f"{path}: names holds {str(unnamed[0])[:40]!r}, expected plain names")
+    return {i: ("" if name is None else str(name).strip()) or f"class_{i}" for i, name in sorted(pairs)}
+
+
+def object_classes(names: dict[int, str] | None, images: Sequence[SourceImage], report: ConversionReport
+                   ) -> dict[str, ObjectClass]:
+    """{class id as text: class}, for the ids in use. Ids of one name are one class, that of the lowest such id."""
+    used = sorted({int(item.class_key) for image in images for item in image.objects})
+    name_of = {str(i): f"class_{i}" if names is None else names[i] for i in used}
+    merged = class_folders.merge_same_names(name_of)
+    folders = class_folders.class_folder_names({name: name for name in merged})
+    classes = {}
+    for name, keys in merged.items():
+        if len(keys) > 1:
+            report.notes[f"class ids {', '.join(keys)} are all named {name!r}: one class"] += 1
+        classes |= {key: ObjectClass(int(keys[0]), name, folders[name]) for key in keys}
+    return classes
+
+
+# ---- folders ----------------------------------------------------------------------------------------------
+
+def read_images(root: Path, settings: dict, names: dict[int, str] | None, boxes: bool, report: ConversionReport,
+                output_dir: Path) -> list[SourceImage]:
+    """Every picture below `root` with its label file's objects. Raises UserError."""
+    files = class_folders.source_files(root, output_dir, (".txt",))
+    texts = {path for path in files if path.suffix.lower() == ".txt"}
+    pictures = [path for path in files if path not in texts]
+    split_of = named_splits(settings, root, pictures, texts)
+    kept = [path for path in pictures if _place(path.parts, "images") is not None or _named(path, split_of)]
+    ignored = len(pictures) - len(kept) if kept else 0
+    kept = kept or pictures  # labels beside pictures, as darknet has them
+    if not kept:
+        raise UserError(f"{root}: no picture found; expected images/ and labels/, train/images/ and train/labels/, or "
+                        "images/train/ and labels/train/")
+    images, taken = [], {}
+    for path in kept:
+        label = label_file(path)
+        objects: list[SourceObject] = []
+        if label in texts and label in taken:
+            report.notes[f"two pictures share a label file; {taken[label]} has it, not {path}"] += 1
+        elif label in texts:
+            taken[label] = path
+            objects = read_label_file(root / label, str(label), names, boxes, report)
+        images.append(SourceImage(root / path, str(path), picture_split(path, split_of), objects, str(label), (1, 1)))
+    if not taken:
+        example = label_file(kept[0])
+        raise UserError(f"{root}: {len(kept)} pictures, but not one label file; {root / example} is expected for "
+                        f"{root / kept[0]}")
+    missing = [path for path in texts if path not in taken and _place(path.parts, "labels") is not None
+               and path.name != CLASSES_TXT]
+    for path in missing:
+        for number, line in enumerate(_lines(root / path), start=1):
+            if line.strip():
+                report.total += 1
+                report.skip(str(path), f"{path}:{number}", class_folders.IMAGE_MISSING)
+    with_objects = sum(bool(image.objects) for image in images)
+    report.images = {"with objects": with_objects, "without": len(images) - with_objects,
+                     "missing": len(missing), "outside images/ ignored": ignored}
+    return images
+
+
+def named_splits(settings: dict, root: Path, pictures: Sequence[PurePosixPath], texts: set[PurePosixPath]
+                 ) -> dict[PurePosixPath, str]:
+    """{folder or picture: train, val or test} as data.yaml has it: a folder, a .txt list of pictures, or several.
+
+    Its paths are often stale (another machine, Windows, ../): the longest end of one that is here counts. What two
+    splits name belongs to neither.
+    """
+    here = {*pictures, *texts, *(parent for path in pictures for parent in path.parents)} - {PurePosixPath(".")}
+    named = defaultdict(set)
+    for key, values in settings.items():
+        split = class_folders.normalise_split(key) if isinstance(key, str) else ""
+        for value in (values if isinstance(values, list) else [values]) if split else ():
+            path = _longest_end(str(value), here)
+            listed = _lines(root / path) if path in texts else []
+            for found in [_longest_end(line.strip(), here) for line in listed] if path in texts else [path]:
+                named[found].add(split)
+    named.pop(None, None)
+    return {path: splits.pop() for path, splits in named.items() if len(splits) == 1}
+
+
+def _longest_end(path: str, here: set[PurePosixPath]) -> PurePosixPath | None:
+    parts = [part for part in path.replace("\\", "/").split("/") if part not in ("", ".", "..")]
+    ends = (PurePosixPath(*parts[start:]) for start in range(len(parts)))
+    return next((end for end in ends if end in here), None)
+
+
+def picture_split(path: PurePosixPath, split_of: dict[PurePosixPath, str]) -> str:
+    """The split a picture is in: the folder above or below images/ says it, else data.yaml, else it has none."""
+    folders = path.parts[:-1]
+    place = _place(folders, "images")
+    around = folders if place is None else (*folders[place + 1:place + 2], *folders[max(place - 1, 0):place])
+    for name in around:
+        if split := class_folders.normalise_split(name):
+            return split
+    named = _named(path, split_of)
+    return split_of[named] if named else ""
+
+
+def label_file(picture: PurePosixPath) -> PurePosixPath:
+    """Where a picture's labels are: the last images/ of its path becomes labels/; without one, beside it."""
+    parts = list(picture.parts)
+    place = _place(parts[:-1], "images")
+    if place is not None:
+        parts[place] = "labels"
+    return PurePosixPath(*parts).with_name(f"{picture.stem}.txt")
+
+
+def _place(parts: Sequence[str], name: str) -> int | None:
+    return next((place for place in range(len(parts) - 1, -1, -1) if parts[place] == name), None)
+
+
+def _named(path: PurePosixPath, split_of: dict[PurePosixPath, str]) -> PurePosixPath | None:
+    return next((place for place in (path, *path.parents) if place in split_of), None)
+
+
+# ---- label rows -------------------------------------------------------------------------------------------
+
+@dataclass(frozen=True)
+class LabelRow:
+    """`polygon`: flat [x, y, …], shares of the picture. A box row is a polygon of four corners."""
+    class_id: int
+    polygon: tuple[float, ...]
+    is_box: bool = False
+    has_confidence: bool = False
+
+
+class RowError(ValueError):
+    """Why a label row is no object."""
+
+
+def parse_label_row(line: str) -> LabelRow:
+    """`class x y x y x y …`, `class cx cy w h`, either with a confidence at the end. Raises RowError."""
+    tokens = line.split()
+    if "," in line or ";" in line:
+        raise RowError("commas; numbers are separated by blanks")
+    if "rle" in (token.lower() for token in tokens[:2]):
+        raise RowError("RLE, which YOLO labels do not have")
+    class_id = _number(tokens[0], "a class name where the class id belongs")
+    if not class_id.is_integer():
+        raise RowError("a class id that is no whole number")
+    numbers = [_number(token, "something that is no number") for token in tokens[1:]]
+    if len(numbers) < 4:
+        raise RowError("too few numbers")
+    is_box = len(numbers) in (4, 5)
+    has_confidence = len(numbers) % 2 == 1
+    if has_confidence:
+        numbers.pop()
+    if sum(abs(number) > PIXEL_COORDINATE for number in numbers) * 2 > len(numbers):
+        raise RowError("looks like pixel coordinates; expected shares of width and height, 0 to 1")
+    if is_box:
+        x, y, width, height = numbers
+        if width <= 0 or height <= 0:
+            raise RowError("zero area")
+        x0, y0, x1, y1 = x - width / 2, y - height / 2, x + width / 2, y + height / 2
+        return LabelRow(int(class_id), (x0, y0, x1, y0, x1, y1, x0, y1), is_box, has_confidence)
+    points = list(zip(numbers[::2], numbers[1::2]))
+    if points[0] == points[-1]:
+        points.pop()
+    if len(set(points)) < 3:
+        raise RowError("fewer than three different points")
+    if len({x for x, _ in points}) == 1 or len({y for _, y in points}) == 1:
+        raise RowError("zero area")
+    return LabelRow(int(class_id), tuple(number for point in points for number in point), is_box, has_confidence)
+
+
+def _number(token: str, otherwise: str) -> float:
+    try:
+        value = float(token)
+    except ValueError:
+        raise RowError(otherwise) from None
+    if "_" in token or not math.isfinite(value):
+        raise RowError("NaN, infinity or something that is no number")
+    return value
+
+
+def read_label_file(path: Path, name: str, names: dict[int, str] | None, boxes: bool, report: ConversionReport
+                    ) -> list[SourceObject]:
+    """The objects of one label file; `name` is how report and manifest call it. One row, one object."""
+    objects, seen = [], set()
+    for number, line in enumerate(_lines(path), start=1):
+        if not line.strip():
+            continue
+        report.total += 1
+        source_id = f"{name}:{number}"
+        try:
+            row = parse_label_row(line)
+            if row.class_id < 0 or (names is not None and row.class_id not in names):
+                raise RowError("class id that has no name")
+            if row in seen:
+                raise RowError("the same row twice")
+            seen.add(row)
+            if row.is_box and not boxes:
+                raise RowError(class_folders.BOX_ONLY)
+        except RowError as error:
+            report.skip(name, source_id, str(error), line.strip()[:60])
+            continue
+        if row.has_confidence:
+            report.notes[CONFIDENCE] += 1
+        if not -OUT_OF_PICTURE <= min(row.polygon) <= max(row.polygon) <= 1 + OUT_OF_PICTURE:
+            report.notes[CLIPPED] += 1
+        objects.append(SourceObject(number, source_id, str(row.class_id), (row.polygon,), is_rectangle=row.is_box))
+    return objects
+
+
+def _lines(path: Path) -> list[str]:
+    return path.read_text(encoding="utf-8-sig", errors="replace").splitlines()
+
+
+if __name__ == "__main__":
+    cli.run(main, get_args_parser())

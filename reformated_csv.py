@@ -1,0 +1,94 @@
+"""Step 3: split tables -> training tables, what train.py and the inference scripts read.
+
+Reads   train.csv val.csv test.csv, made by Create_yolo_csv.py (YOLO) or Create_csv.py (COCO)
+Writes  train_reformatted.csv val_reformatted.csv test_reformatted.csv: image, label (its mask), points
+        ([[x1,y1],[x2,y2],[x3,y3]], x and y in pixels of the image)
+
+    python reformated_csv.py
+    python reformated_csv.py --input_dir tables --output_dir tables --splits train test --overwrite
+
+A split table that is not there (a small data set has no val, say) is passed over. Next step: python train.py
+"""
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sam_lora import cli, contracts, files
+from sam_lora.errors import UserError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+SHOWN = 5  # bad rows told one by one
+
+
+def get_args_parser() -> argparse.ArgumentParser:
+    parser = cli.make_parser(__doc__)
+    data = parser.add_argument_group("data")
+    data.add_argument("--input_dir", default=".", metavar="DIR", help="folder of the split tables")
+    data.add_argument("--splits", nargs="+", choices=contracts.SPLITS, default=list(contracts.SPLITS),
+                      help="which tables to reformat")
+    output = parser.add_argument_group("output")
+    output.add_argument("--output_dir", default=".", metavar="DIR", help="training tables go here")
+    cli.add_overwrite(output)
+    return parser
+
+
+def training_rows(table: "pd.DataFrame") -> tuple[list[tuple[str, str, str]], list[str]]:
+    """Rows of a split table -> (image, label, points as JSON) of the good ones, and what is wrong with the others."""
+    good, bad = [], []
+    for number, row in enumerate(table.to_dict("records"), start=1):
+        wrong = [f"{name} is {row[name]!r}" for name in contracts.POINT_COLUMNS if pixel(row[name]) is None]
+        wrong += [f"{name} is empty" for name in ("image_path", "mask_path") if not row[name].strip()]
+        if wrong:
+            bad.append(f"row {number}: {', '.join(wrong)}")
+            continue
+        values = [pixel(row[name]) for name in contracts.POINT_COLUMNS]
+        points = contracts.points_to_json(list(zip(values[::2], values[1::2])))
+        good.append((row["image_path"], row["mask_path"], points))
+    return good, bad
+
+
+def pixel(text: str) -> float | None:
+    """A coordinate, None where `text` is no finite number of at least 0."""
+    try:
+        value = float(text)
+    except ValueError:
+        return None
+    return value if 0 <= value < 1e9 else None
+
+
+def main(args: argparse.Namespace) -> None:
+    import pandas as pd  # heavy, not needed for --help
+    inputs = {split: Path(args.input_dir) / contracts.split_table(split) for split in args.splits}
+    outputs = {split: Path(args.output_dir) / contracts.training_table(split) for split in args.splits}
+    files.refuse_existing(list(outputs.values()), args.overwrite)
+    if not any(path.exists() for path in inputs.values()):
+        raise UserError(f"{args.input_dir}: no {', '.join(path.name for path in inputs.values())} there; "
+                        f"make them with {contracts.MADE_BY['split']}")
+
+    tables, notes = {}, []
+    for split, path in inputs.items():
+        if not path.exists():
+            old = " (an old one is removed)" if outputs[split].exists() else ""
+            notes.append(f"no {path}, so no {outputs[split].name}{old}")
+            continue
+        good, bad = training_rows(contracts.read_table(path, contracts.SPLIT_COLUMNS, contracts.MADE_BY["split"]))
+        if not good:
+            raise UserError(f"{path}: none of {len(bad)} rows can be used, e.g. {bad[0]}; expected paths, and points "
+                            f"in pixels; make it with {contracts.MADE_BY['split']}")
+        tables[split] = pd.DataFrame(good, columns=contracts.TRAINING_COLUMNS)
+        notes.append(f"{outputs[split]}: {len(good)} rows")
+        if bad:
+            more = f"; and {len(bad) - SHOWN} more" if len(bad) > SHOWN else ""
+            notes.append(f"  skipped {len(bad)} rows of {path}: {'; '.join(bad[:SHOWN])}{more}")
+
+    contracts.write_tables({outputs[split]: table for split, table in tables.items()})
+    for split in outputs.keys() - tables.keys():
+        outputs[split].unlink(missing_ok=True)
+    print(*notes, sep="\n")
+
+
+if __name__ == "__main__":
+    cli.run(main, get_args_parser())

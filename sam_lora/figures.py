@@ -1,0 +1,257 @@
+"""Pictures that explain a result: panels, the contact sheet, one picture's overlay, the training curves.
+
+Pictures are (H, W, 3) uint8 RGB. They are drawn with OpenCV, text with Pillow; only the training curves need
+matplotlib, and that never opens a window. Three colours of Okabe and Ito's palette, apart in hue and in brightness,
+tell right, too much and missed apart for colour-blind people and on a grey printout.
+"""
+
+import importlib.util
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import cv2
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from sam_lora.files import atomic_path
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+RIGHT, TOO_MUCH, MISSED = (86, 180, 233), (213, 94, 0), (240, 228, 66)  # sky blue, vermilion, yellow
+LEGEND = ((RIGHT, "right"), (TOO_MUCH, "too much"), (MISSED, "missed"))
+BACKGROUND, INK, GREY = (250, 250, 250), (20, 20, 20), (105, 105, 105)
+OPACITY = 0.6
+
+PANEL_AREA, PANEL_LONGEST = 360 * 300, 620       # of one tile, pixels
+OVERLAY_AREA, OVERLAY_LONGEST = 900 * 700, 1600
+NARROWEST_TILE, NARROWEST_PANEL = 150, 640       # room for the words above
+GAP = 8
+SHEET_TILE, SHEET_COLUMNS = (168, 132), 3        # (w, h)
+SHEET_CELL = 3 * SHEET_TILE[0] + 2 * GAP         # width
+
+
+@dataclass(frozen=True)
+class Example:
+    """One image with its prompt and masks; coordinates are xy pixels of the image."""
+
+    image: np.ndarray                  # (H, W, 3) uint8 RGB
+    points: Sequence[Sequence[float]]
+    point_labels: Sequence[int]        # 1 foreground, 0 background
+    box: Sequence[float] | None        # x0, y0, x1, y1
+    predicted: np.ndarray              # (H, W) bool
+    truth: np.ndarray | None           # (H, W) bool
+
+
+# ---- whole pictures ---------------------------------------------------------------------------------------
+
+def panel(example: Example, heading: str, subheading: str) -> np.ndarray:
+    """Image with its prompt, prediction and ground truth (where there is one) side by side, with a legend."""
+    tiles = _tiles(_Scaled(example, _scale_to_area(example, PANEL_AREA, PANEL_LONGEST)))
+    titles = ("image and prompt", "prediction", "ground truth")
+    row = _beside([_stack([_text(title, max(NARROWEST_TILE, tile.shape[1]), 15, GREY), tile])
+                   for title, tile in zip(titles, tiles)])
+    width = max(row.shape[1], NARROWEST_PANEL)
+    parts = [_text(heading, width, 17, INK), _text(subheading, width, 13, GREY), row]
+    if example.truth is not None:
+        parts.append(_legend(width))
+    return _framed(_stack(parts))
+
+
+def contact_sheet(title: str, sections: Sequence[tuple[str, Sequence[np.ndarray]]]) -> np.ndarray:
+    """Many examples on one picture. `sections`: (heading, what `sheet_cell` made)."""
+    width = SHEET_COLUMNS * SHEET_CELL + (SHEET_COLUMNS - 1) * 3 * GAP
+    parts = [_text(title, width, 22, INK),
+             _legend(width, "each cell: image and prompt | prediction | ground truth      ")]
+    for heading, cells in sections:
+        parts.append(_text(heading, width, 18, INK))
+        for start in range(0, len(cells), SHEET_COLUMNS):
+            parts += [_beside(cells[start:start + SHEET_COLUMNS], 3 * GAP), _blank(GAP, width)]
+    return _framed(_stack(parts))
+
+
+def sheet_cell(example: Example, caption: str) -> np.ndarray:
+    """One example of a contact sheet: its tiles, small, under one line of text."""
+    height, width = example.image.shape[:2]
+    tiles = _tiles(_Scaled(example, min(SHEET_TILE[0] / width, SHEET_TILE[1] / height)))
+    return _stack([_text(caption, SHEET_CELL, 14, INK), _beside([_widened(tile, SHEET_TILE[0]) for tile in tiles])])
+
+
+def overlay(example: Example) -> np.ndarray:
+    """The image with its prompt and the predicted mask on it, small images enlarged and large ones reduced."""
+    scaled = _Scaled(example, _scale_to_area(example, OVERLAY_AREA, OVERLAY_LONGEST))
+    return scaled.with_prompt(scaled.tinted([(example.predicted, RIGHT)], outline=example.predicted))
+
+
+# ---- tiles ------------------------------------------------------------------------------------------------
+
+def _tiles(scaled: "_Scaled") -> list[np.ndarray]:
+    predicted, truth = scaled.example.predicted, scaled.example.truth
+    tiles = [scaled.with_prompt(scaled.image.copy())]
+    if truth is None:
+        return [*tiles, scaled.tinted([(predicted, RIGHT)], outline=predicted)]
+    areas = [(predicted & truth, RIGHT), (predicted & ~truth, TOO_MUCH), (truth & ~predicted, MISSED)]
+    return [*tiles, scaled.tinted(areas, outline=predicted), scaled.tinted([(truth, RIGHT)], outline=truth)]
+
+
+def _scale_to_area(example: Example, area: int, longest: int) -> float:
+    """The factor that gives about `area` pixels, with no side above `longest`."""
+    height, width = example.image.shape[:2]
+    return min(math.sqrt(area / (height * width)), longest / max(height, width))
+
+
+class _Scaled:
+    """An example at tile size."""
+
+    def __init__(self, example: Example, scale: float) -> None:
+        height, width = example.image.shape[:2]
+        self.scale = scale
+        self.size = (max(1, round(width * scale)), max(1, round(height * scale)))  # (w, h), as cv2 has it
+        self.example = example
+        self.image = cv2.resize(example.image, self.size,
+                                interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC)
+
+    def coverage(self, mask: np.ndarray) -> np.ndarray:
+        """(h, w) float32: the share of each tile pixel that the mask covers, so that a thin object stays visible."""
+        return cv2.resize(mask.astype(np.float32), self.size,
+                          interpolation=cv2.INTER_AREA if self.scale < 1 else cv2.INTER_NEAREST)
+
+    def tinted(self, areas: Sequence[tuple[np.ndarray, tuple[int, int, int]]], outline: np.ndarray) -> np.ndarray:
+        """The image in grey under coloured areas, with a white outline around one mask."""
+        grey = cv2.cvtColor(self.image, cv2.COLOR_RGB2GRAY)  # so that the colours mean one thing only
+        blend = np.repeat(grey[..., None], 3, axis=2).astype(np.float32)
+        for mask, colour in areas:
+            weight = (OPACITY * self.coverage(mask))[..., None]
+            blend += weight * (np.float32(colour) - blend)
+        picture = blend.round().astype(np.uint8)
+        contours, _ = cv2.findContours((self.coverage(outline) > 0.5).astype(np.uint8), cv2.RETR_CCOMP,
+                                       cv2.CHAIN_APPROX_NONE)
+        return cv2.drawContours(picture, contours, -1, (255, 255, 255), 1, cv2.LINE_AA)
+
+    def with_prompt(self, picture: np.ndarray) -> np.ndarray:
+        """Draws the box, + for foreground points and - for background points on `picture`."""
+        radius = max(4, round(min(9, max(self.size) / 45)))
+        if self.example.box is not None:
+            corners = [self._pixel(self.example.box[:2]), self._pixel(self.example.box[2:])]
+            cv2.rectangle(picture, *corners, (0, 0, 0), 3)
+            cv2.rectangle(picture, *corners, (255, 255, 255), 1)
+        for point, label in zip(self.example.points, self.example.point_labels):
+            x, y = self._pixel(point)
+            fill, ink = ((255, 255, 255), (0, 0, 0)) if label else ((0, 0, 0), (255, 255, 255))
+            cv2.circle(picture, (x, y), radius + 1, ink, -1, cv2.LINE_AA)
+            cv2.circle(picture, (x, y), radius, fill, -1, cv2.LINE_AA)
+            arm = radius - 2
+            cv2.line(picture, (x - arm, y), (x + arm, y), ink, 1 + radius // 6)
+            if label:
+                cv2.line(picture, (x, y - arm), (x, y + arm), ink, 1 + radius // 6)
+        return picture
+
+    def _pixel(self, point: Sequence[float]) -> tuple[int, int]:
+        return (round((point[0] + 0.5) * self.scale - 0.5), round((point[1] + 0.5) * self.scale - 0.5))
+
+
+# ---- text and layout --------------------------------------------------------------------------------------
+
+@lru_cache
+def _font(size: int) -> ImageFont.ImageFont:
+    """DejaVu Sans, which comes with matplotlib and has most of the world's alphabets; else Pillow's own."""
+    found = importlib.util.find_spec("matplotlib")  # looks it up, does not import it
+    if found and found.origin:
+        path = Path(found.origin).parent / "mpl-data" / "fonts" / "ttf" / "DejaVuSans.ttf"
+        if path.is_file():
+            return ImageFont.truetype(str(path), size)
+    return ImageFont.load_default(size)
+
+
+def _text(text: str, width: int, size: int, colour: tuple[int, int, int]) -> np.ndarray:
+    """A strip of one line, cut with … where it is longer than `width`."""
+    font = _font(size)
+    text = " ".join(text.split())
+    if font.getlength(text) > width:
+        while text and font.getlength(text + "…") > width:
+            text = text[:-1]
+        text += "…"
+    strip = Image.new("RGB", (width, round(size * 1.5)), BACKGROUND)
+    ImageDraw.Draw(strip).text((0, round(size * 0.1)), text, colour, font)
+    return np.array(strip)
+
+
+def _legend(width: int, lead: str = "") -> np.ndarray:
+    size = 13
+    strip = Image.new("RGB", (width, round(size * 1.8)), BACKGROUND)
+    draw, font = ImageDraw.Draw(strip), _font(size)
+    draw.text((0, 3), lead, GREY, font)
+    x = round(font.getlength(lead))
+    for colour, name in LEGEND:
+        draw.rectangle((x, 5, x + size, 5 + size), colour, INK)
+        draw.text((x + size + 5, 3), name, INK, font)
+        x += size + 5 + round(font.getlength(name)) + 16
+    return np.array(strip)
+
+
+def _blank(height: int, width: int) -> np.ndarray:
+    return np.full((height, width, 3), BACKGROUND, np.uint8)
+
+
+def _widened(picture: np.ndarray, width: int) -> np.ndarray:
+    return np.hstack([picture, _blank(picture.shape[0], width - picture.shape[1])])
+
+
+def _stack(pictures: Sequence[np.ndarray]) -> np.ndarray:
+    width = max(picture.shape[1] for picture in pictures)
+    return np.vstack([_widened(picture, width) for picture in pictures])
+
+
+def _beside(pictures: Sequence[np.ndarray], gap: int = GAP) -> np.ndarray:
+    height = max(picture.shape[0] for picture in pictures)
+    parts = []
+    for picture in pictures:
+        parts += [np.vstack([picture, _blank(height - picture.shape[0], picture.shape[1])]), _blank(height, gap)]
+    return np.hstack(parts[:-1])
+
+
+def _framed(picture: np.ndarray) -> np.ndarray:
+    return cv2.copyMakeBorder(picture, GAP, GAP, GAP, GAP, cv2.BORDER_CONSTANT, value=BACKGROUND)
+
+
+# ---- training curves --------------------------------------------------------------------------------------
+
+def training_curves(log: "pd.DataFrame", path: str | Path) -> None:
+    """Loss, IoU and learning rate by epoch, as one PNG. `log`: training_log.csv; its epoch 0 is the untuned model."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+    figure = Figure(figsize=(12, 3.8), layout="constrained")
+    FigureCanvasAgg(figure)
+    loss, iou, rate = figure.subplots(1, 3)
+    blue, orange = (0, 114 / 255, 178 / 255), (213 / 255, 94 / 255, 0)
+    for axes, column, label, colour, marker in (
+            (loss, "train_loss", "training", blue, "o"), (loss, "val_loss", "validation", orange, "s"),
+            (iou, "train_iou", "training", blue, "o"), (iou, "val_iou", "validation", orange, "s"),
+            (rate, "learning_rate", None, blue, "o")):
+        known = log[["epoch", column]].dropna()
+        if len(known):
+            axes.plot(known["epoch"], known[column], color=colour, marker=marker, markersize=4, label=label)
+    validated = log[["epoch", "val_iou"]].dropna()
+    untuned, tuned = validated[validated["epoch"] == 0], validated[validated["epoch"] > 0]
+    if len(untuned):
+        value = untuned["val_iou"].iloc[0]
+        iou.axhline(value, color="grey", linestyle=":", label=f"untuned, validation {value:.3f}")
+    if len(tuned):
+        best = tuned.loc[tuned["val_iou"].idxmax()]
+        iou.plot(best["epoch"], best["val_iou"], color=orange, marker="*", markersize=14, linestyle="none",
+                 label=f"best, epoch {best['epoch']:.0f}: {best['val_iou']:.3f}")
+    for axes, title in ((loss, "loss"), (iou, "IoU"), (rate, "learning rate at the end of the epoch")):
+        axes.set_title(title)
+        axes.set_xlabel("epoch")
+        axes.set_xlim(-0.4, max(1, log["epoch"].max()) + 0.4)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.grid(alpha=0.3)
+        if axes.get_legend_handles_labels()[0]:
+            axes.legend(fontsize=8)
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, dpi=110)

@@ -1,0 +1,209 @@
+"""Polygons, RLE, boxes and masks: pure functions, no files.
+
+Coordinates are (x, y) in pixels of the picture; pixel i covers the interval [i, i + 1). Boxes are
+xyxy, whole pixels, x1 and y1 exclusive. Masks are (H, W) bool.
+"""
+
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+
+Box = tuple[int, int, int, int]
+
+SUPERSAMPLING = 4
+POLYGON_RASTERISER = f"opencv fillPoly {SUPERSAMPLING}x"
+RLE_RASTERISER = "pycocotools RLE"
+RECTANGLE_RASTERISER = "rectangle"
+
+_SHIFT = 4                     # fillPoly takes fixed-point vertices: sixteenths of a subpixel
+_MAX_CANVAS = 64 * 2**20       # bytes of supersampled canvas drawn at a time
+_FAR = 1e7                     # vertices further out are drawn in to here: int32 and float sums stay exact enough
+_MAX_RLE_PIXELS = 2**30
+
+
+# ---- polygons ---------------------------------------------------------------------------------------------
+
+def polygons_to_mask(polygons: Sequence[np.ndarray], resolution_wh: tuple[int, int]) -> tuple[np.ndarray, Box] | None:
+    """The union of `polygons`, each (N, 2) float xy, N >= 3, finite, as a mask inside its own box.
+
+    Returns (mask (y1 - y0, x1 - x0) bool, box xyxy in the picture), the box tight around the foreground; None where
+    no pixel of the picture is covered by half. Every polygon is filled by the even-odd rule, so a seam to an inner
+    ring makes a hole. Nothing of the picture's size is allocated, only of the object's.
+    """
+    window = (0, 0, *resolution_wh)
+    parts = [clipped for polygon in polygons if len(clipped := clip_polygon(polygon, window)) >= 3]
+    if not parts:
+        return None
+    x0, y0 = np.floor(np.min([part.min(axis=0) for part in parts], axis=0)).astype(int).tolist()
+    x1, y1 = np.ceil(np.max([part.max(axis=0) for part in parts], axis=0)).astype(int).tolist()
+    x0, y0, x1, y1 = clip_box((x0, y0, x1, y1), resolution_wh)
+    if x0 >= x1 or y0 >= y1:
+        return None
+    mask = np.empty((y1 - y0, x1 - x0), dtype=bool)
+    rows = max(1, _MAX_CANVAS // (SUPERSAMPLING**2 * (x1 - x0 + 2)))
+    for top in range(y0, y1, rows):
+        bottom = min(top + rows, y1)
+        mask[top - y0:bottom - y0] = _draw(parts, (x0, top, x1, bottom))
+    return tighten(mask, (x0, y0))
+
+
+def _draw(parts: Sequence[np.ndarray], box: Box) -> np.ndarray:
+    x0, y0, x1, y1 = box
+    width, height = x1 - x0 + 2, y1 - y0 + 2  # a pixel around, so that OpenCV, which moves edges then, never clips
+    canvas = np.zeros((height * SUPERSAMPLING, width * SUPERSAMPLING), dtype=np.uint8)
+    for part in parts:
+        # OpenCV's integer coordinates are pixel centres, ours pixel corners: hence the half
+        vertices = (clip_polygon(part, box) - (x0 - 1, y0 - 1)) * SUPERSAMPLING - 0.5
+        if len(vertices) >= 3:
+            cv2.fillPoly(canvas, [np.round(vertices * 2**_SHIFT).astype(np.int32)], 240, shift=_SHIFT)
+    # the mean of sixteen subpixels of 0 or 240 is a whole number, so nothing is rounded; strictly more than half,
+    # because fillPoly paints the boundary's subpixels too
+    coverage = cv2.resize(canvas, (width, height), interpolation=cv2.INTER_AREA)
+    return coverage[1:-1, 1:-1] > 120
+
+
+def clip_polygon(polygon: np.ndarray, box: Box) -> np.ndarray:
+    """The part of a polygon, (N, 2) float xy, in a box and one pixel around it (Sutherland-Hodgman); (M, 2).
+
+    That pixel keeps the edges along the clip border out of the box. M is 0 where nothing is left.
+    """
+    polygon = np.clip(np.asarray(polygon, dtype=np.float64), -_FAR, _FAR)
+    x0, y0, x1, y1 = box
+    for axis, limit, sign in ((0, x0 - 1.0, 1), (0, x1 + 1.0, -1), (1, y0 - 1.0, 1), (1, y1 + 1.0, -1)):
+        distance = sign * (polygon[:, axis] - limit)
+        inside = distance >= 0
+        if inside.all():
+            continue
+        crosses = inside != np.roll(inside, -1)
+        fall = distance - np.roll(distance, -1)
+        share = np.divide(distance, fall, out=np.zeros_like(distance), where=crosses)
+        crossings = polygon + share[:, None] * (np.roll(polygon, -1, axis=0) - polygon)
+        crossings[:, axis] = limit
+        # each vertex that is inside, then the point where its outgoing edge crosses the border
+        both = np.stack([polygon, crossings], axis=1).reshape(-1, 2)
+        polygon = both[np.stack([inside, crosses], axis=1).ravel()]
+        if len(polygon) == 0:
+            break
+    return polygon
+
+
+def box_polygon(xyxy: Sequence[float]) -> np.ndarray:
+    """The four corners of a box, (4, 2) float xy."""
+    x0, y0, x1, y1 = xyxy
+    return np.array([(x0, y0), (x1, y0), (x1, y1), (x0, y1)], dtype=np.float64)
+
+
+# ---- RLE --------------------------------------------------------------------------------------------------
+
+def rle_to_mask(rle: dict) -> np.ndarray:
+    """A COCO RLE, `counts` a list of numbers or the compressed text, -> mask (H, W) bool of its own `size`.
+
+    Raises ValueError, its text the reason, for anything pycocotools would crash on or decode to garbage.
+    """
+    from pycocotools import mask as coco_mask
+    size, counts = rle.get("size"), rle.get("counts")
+    if not (isinstance(size, list | tuple) and len(size) == 2 and all(map(_is_count, size)) and min(size) > 0):
+        raise ValueError("RLE without a size of two whole numbers")
+    height, width = (int(value) for value in size)
+    if height * width > _MAX_RLE_PIXELS:
+        raise ValueError("RLE larger than a gigapixel")
+    if isinstance(counts, list | tuple):
+        if not all(map(_is_count, counts)):
+            raise ValueError("RLE counts that are not whole numbers")
+        runs = [int(count) for count in counts]
+        encoded = None
+    elif isinstance(counts, str | bytes):
+        encoded = counts.encode() if isinstance(counts, str) else counts
+        runs = rle_runs(encoded)
+    else:
+        raise ValueError("RLE without counts")
+    if sum(runs) != height * width:
+        raise ValueError("RLE counts that do not add up to its size")
+    if encoded is None:
+        compressed = coco_mask.frPyObjects({"size": [height, width], "counts": runs}, height, width)
+    else:
+        compressed = {"size": [height, width], "counts": encoded}
+    return np.ascontiguousarray(coco_mask.decode(compressed)).astype(bool)
+
+
+def rle_runs(encoded: bytes) -> list[int]:
+    """The run lengths in COCO's compressed RLE text. Raises ValueError where it is damaged.
+
+    Six bits a character from "0" on: five of the number, lowest first, and whether it goes on; signed; from the
+    fourth number on the difference to the number before the last.
+    """
+    runs: list[int] = []
+    value = shift = 0
+    for byte in encoded:
+        bits = byte - 48
+        if not 0 <= bits < 64 or shift > 30:
+            raise ValueError("damaged RLE text")
+        value |= (bits & 31) << shift
+        shift += 5
+        if bits & 32:
+            continue
+        if bits & 16:
+            value -= 1 << shift
+        if len(runs) > 2:
+            value += runs[-2]
+        if value < 0:
+            raise ValueError("damaged RLE text")
+        runs.append(value)
+        value = shift = 0
+    if shift:
+        raise ValueError("damaged RLE text")
+    return runs
+
+
+def _is_count(value: object) -> bool:
+    return (isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**31) or (
+        isinstance(value, float) and value.is_integer() and 0 <= value < 2**31)
+
+
+# ---- masks and boxes --------------------------------------------------------------------------------------
+
+def mask_to_xyxy(mask: np.ndarray) -> Box | None:
+    """The tight box around a mask's foreground; None for an empty mask."""
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    if not len(rows):
+        return None
+    return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
+
+
+def tighten(mask: np.ndarray, origin_xy: tuple[int, int] = (0, 0)) -> tuple[np.ndarray, Box] | None:
+    """Cut a mask whose corner lies at `origin_xy` down to its foreground: (mask, box in the picture); None if empty."""
+    box = mask_to_xyxy(mask)
+    if box is None:
+        return None
+    x, y = origin_xy
+    return crop(mask, box), (box[0] + x, box[1] + y, box[2] + x, box[3] + y)
+
+
+def pad_box(xyxy: Box, padding: float, resolution_wh: tuple[int, int]) -> Box:
+    """Widen a box on every side by `padding` times its width or height, rounded up, clipped to the picture."""
+    x0, y0, x1, y1 = xyxy
+    # an exact product such as 0.1 * 30 comes out a hair above the whole number
+    dx = int(np.ceil(min(padding * (x1 - x0) - 1e-9, resolution_wh[0])))
+    dy = int(np.ceil(min(padding * (y1 - y0) - 1e-9, resolution_wh[1])))
+    return clip_box((x0 - dx, y0 - dy, x1 + dx, y1 + dy), resolution_wh)
+
+
+def clip_box(xyxy: Box, resolution_wh: tuple[int, int]) -> Box:
+    """The part of a box inside the picture; empty boxes stay empty."""
+    width, height = resolution_wh
+    x0, y0, x1, y1 = xyxy
+    return (min(max(x0, 0), width), min(max(y0, 0), height), min(max(x1, 0), width), min(max(y1, 0), height))
+
+
+def crop(array: np.ndarray, xyxy: Box) -> np.ndarray:
+    """The box's part of an (H, W, ...) array, a view."""
+    x0, y0, x1, y1 = xyxy
+    return array[y0:y1, x0:x1]
+
+
+def paste(mask: np.ndarray, xyxy: Box, frame: Box) -> np.ndarray:
+    """Put a mask that fills the box `xyxy` into an empty mask that fills the box `frame` around it."""
+    canvas = np.zeros((frame[3] - frame[1], frame[2] - frame[0]), dtype=bool)
+    canvas[xyxy[1] - frame[1]:xyxy[3] - frame[1], xyxy[0] - frame[0]:xyxy[2] - frame[0]] = mask
+    return canvas

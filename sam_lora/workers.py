@@ -1,0 +1,39 @@
+"""Processes that work in parallel: map a function over items, in order, with a progress bar."""
+
+import multiprocessing
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+
+from sam_lora.errors import UserError
+
+ITEMS_PER_WORKER = 8  # starting a process takes as long as about so many pictures
+
+
+def map_in_order(function: Callable, items: Sequence, num_workers: int, what: str) -> Iterator:
+    """`function(item)` for each item, in their order. Few items, or `num_workers` 0 or 1: in this process.
+
+    `what` names the items on the progress bar. `function` must pickle. Close the iterator (contextlib.closing) where
+    its end may not be reached: the processes end with it. Raises UserError if a process dies.
+    """
+    from tqdm import tqdm
+    num_workers = min(num_workers, len(items) // ITEMS_PER_WORKER)
+    if num_workers <= 1:
+        yield from tqdm(map(function, items), total=len(items), desc=what, unit="", disable=None)
+        return
+    # spawn everywhere: a forked process may inherit a lock that a thread of OpenCV holds
+    pool = ProcessPoolExecutor(num_workers, multiprocessing.get_context("spawn"), initializer=_start_worker)
+    try:
+        yield from tqdm(pool.map(function, items, chunksize=4), total=len(items), desc=what, unit="", disable=None)
+    except BrokenProcessPool as error:
+        raise UserError("a worker process died, most likely for want of memory; give a smaller --num_workers, "
+                        "0 for none") from error
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _start_worker() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer
+    import cv2
+    cv2.setNumThreads(1)

@@ -1,0 +1,131 @@
+"""Fixtures that several tests share: a small set of crops with its tables, SAM weights, a checkpoint."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+# Tests are small: one thread each is several times faster than two that wait for one another on a busy machine.
+os.environ["OMP_NUM_THREADS"] = "1"
+cv2.setNumThreads(1)
+
+TRAIN_ROWS, VAL_ROWS, TEST_ROWS = 6, 4, 6
+
+
+@dataclass(frozen=True)
+class Crops:
+    """A folder as the stages before training leave it. Table cells are relative to `folder`."""
+
+    folder: Path
+    train_csv: Path
+    val_csv: Path
+    test_csv: Path
+
+
+@pytest.fixture
+def crops(tmp_path: Path) -> Crops:
+    """Non-square crops of two classes, `Class_3_red disc` (id 3) and `Class_7_green bar`, each row its own image.
+
+    The object is brighter than its textured ground, so a few training steps can find it.
+    """
+    return make_crops(tmp_path / "data")
+
+
+def make_crops(folder: Path, seed: int = 0) -> Crops:
+    """Write class folders, manifest and tables below `folder`."""
+    import pandas as pd
+    rng = np.random.default_rng(seed)
+    tables, manifest, number = {}, [], 0
+    for split, count in (("train", TRAIN_ROWS), ("val", VAL_ROWS), ("test", TEST_ROWS)):
+        rows = []
+        for i in range(count):
+            class_id, slug, name = ((3, "red_disc", "red disc"), (7, "green_bar", "green bar"))[i % 2]
+            image, mask = make_crop(rng, disc=i % 2 == 0)
+            stem = f"photo{number}_0001.png"
+            number += 1
+            base = Path("processed_dataset") / f"Class_{class_id}_{slug}"
+            for kind, picture in (("images", image[:, :, ::-1]), ("masks", mask)):
+                (folder / base / kind).mkdir(parents=True, exist_ok=True)
+                assert cv2.imwrite(str(folder / base / kind / stem), picture)
+            rows.append({"image": (base / "images" / stem).as_posix(), "label": (base / "masks" / stem).as_posix(),
+                         "points": points_text(mask)})
+            manifest.append({"image_path": f"{base.name}/images/{stem}", "mask_path": f"{base.name}/masks/{stem}",
+                             "class_id": class_id, "class_name": name, "source_image": f"{stem[:-9]}.jpg"})
+        tables[split] = folder / f"{split}_reformatted.csv"
+        pd.DataFrame(rows).to_csv(tables[split], index=False)
+    pd.DataFrame(manifest).to_csv(folder / "processed_dataset" / "instances.csv", index=False)
+    return Crops(folder, tables["train"], tables["val"], tables["test"])
+
+
+def make_crop(rng: np.random.Generator, disc: bool) -> tuple[np.ndarray, np.ndarray]:
+    """One object on a noisy ground: (H, W, 3) uint8 RGB and its (H, W) 0/255 mask, never square."""
+    height = int(rng.integers(40, 60))
+    width = height + int(rng.integers(11, 40))
+    mask = np.zeros((height, width), np.uint8)
+    centre = (width // 2 + int(rng.integers(-5, 6)), height // 2 + int(rng.integers(-4, 5)))
+    if disc:
+        cv2.circle(mask, centre, height // 4, 255, -1)
+    else:
+        cv2.rectangle(mask, (centre[0] - width // 4, centre[1] - 6), (centre[0] + width // 4, centre[1] + 6), 255, -1)
+    image = rng.integers(30, 90, (height, width, 3)).astype(np.uint8)
+    image[mask > 0, 0 if disc else 1] += 140
+    return image, mask
+
+
+def points_text(mask: np.ndarray) -> str:
+    """The cell `points`: the object's centre and one point on either side of it."""
+    ys, xs = np.nonzero(mask)
+    x, y = round(xs.mean()), round(ys.mean())
+    return f"[[{x},{y}],[{x - 4},{y}],[{x + 4},{y}]]"
+
+
+@pytest.fixture(scope="session")
+def mini_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A vit_mini .pth in Meta's format with random weights, drawn so that masks are neither empty nor full."""
+    import torch
+    path = tmp_path_factory.mktemp("weights") / "mini.pth"
+    torch.save(random_sam("vit_mini").state_dict(), path)
+    return path
+
+
+def random_sam(model_type: str, image_size: int | None = None, seed: int = 0):
+    """`build_sam` with weights whose output varies: the default initialisation leaves position tables at zero."""
+    import torch
+
+    from sam_lora.sam import build_sam
+    torch.manual_seed(seed)
+    sam = build_sam(model_type, image_size)
+    with torch.no_grad():
+        for name, parameter in sam.named_parameters():
+            if "pos_embed" in name or "rel_pos" in name:
+                parameter.normal_(std=0.2)
+    return sam
+
+
+@pytest.fixture(scope="session")
+def mini_checkpoint(mini_weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint as train.py writes it, on `mini_weights`: LoRA of rank 4 and the decoder, both off the base."""
+    return make_checkpoint(tmp_path_factory.mktemp("checkpoints") / "sam_lora_final.ckpt", mini_weights)
+
+
+def make_checkpoint(path: Path, base: Path, model_type: str = "vit_mini", image_size: int | None = None) -> Path:
+    import torch
+
+    from sam_lora.checkpoints import library_versions, prepare_for_training, save_checkpoint, trained_state
+    from sam_lora.sam import load_sam
+    sam, sha256 = load_sam(model_type, base, image_size)
+    lora = {"rank": 4, "alpha": 8.0, "dropout": 0.0, "targets": ["qkv"], "blocks": None}
+    prepare_for_training(sam, lora, train_decoder=True)
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for parameter in sam.parameters():
+            if parameter.requires_grad:
+                parameter.add_(torch.randn_like(parameter) * 0.02)
+    header = {"model_type": model_type, "image_size": sam.image_encoder.img_size, "base_sha256": sha256, "lora": lora,
+              "train_decoder": True, "prompt": "points", "epoch": 2, "metrics": {"val_iou": 0.5}, "args": {},
+              "versions": library_versions()}
+    save_checkpoint(path, header, trained_state(sam))
+    return path

@@ -1,0 +1,182 @@
+import pandas as pd
+import pytest
+from class_folder_builder import BAR, EMPTY, write_manifest, write_pair, write_set
+
+from Create_csv import class_of_folder, get_args_parser, main
+from sam_lora import cli
+
+COLUMNS = ["image_path", "mask_path", "class_id", "class_name", "point1_x", "point1_y", "point2_x", "point2_y",
+           "point3_x", "point3_y", "source_image"]
+
+
+@pytest.fixture(autouse=True)
+def in_tmp_path(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def run(*argv):
+    main(get_args_parser().parse_args(["--num_workers", "0", *argv]))
+
+
+def refused(capsys, *argv):
+    """Exit code and the last line of what the script prints to stderr."""
+    with pytest.raises(SystemExit) as exit_info:
+        cli.run(main, get_args_parser(), ["--num_workers", "0", *argv])
+    return exit_info.value.code, capsys.readouterr().err.splitlines()[-1]
+
+
+def read(name):
+    return pd.read_csv(name, dtype=str, keep_default_na=False)
+
+
+def files(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def make_set(folder, classes=("Class_7_Dental_Calculus", "Class_12_caries"), photos=10, **more):
+    rows = []
+    for number, name in enumerate(classes):
+        class_id, class_name = class_of_folder(name.removeprefix("Class_"))
+        rows += write_set(folder, name, class_id, class_name.replace("_", " "),
+                          [f"{number}_{photo}.jpg" for photo in range(photos)], first_seed=1000 * number, **more)
+    return rows
+
+
+def test_whole_tables(in_tmp_path, capsys):
+    rows = make_set(in_tmp_path / "processed_dataset", ["Class_7_Dental_Calculus"], photos=3,
+                    split_of=["train", "val", "test"])
+    write_manifest(in_tmp_path / "processed_dataset", rows)
+    run()
+    assert files(in_tmp_path) == ["processed_dataset", "test.csv", "train.csv", "val.csv"]
+    for number, split in enumerate(("train", "val", "test")):
+        table = read(f"{split}.csv")
+        assert table.columns.tolist() == COLUMNS
+        folder = "processed_dataset/Class_7_Dental_Calculus"
+        assert table.values.tolist() == [
+            [f"{folder}/images/0_{number}_0000.png", f"{folder}/masks/0_{number}_0000.png", "7", "Dental Calculus",
+             "20", "11", "14", "11", "26", "11", f"0_{number}.jpg"]]
+    assert capsys.readouterr().out.splitlines() == [
+        "class                train     val    test     all",
+        "7 Dental Calculus        1       1       1       3",
+        "rows                     1       1       1       3",
+        "source images            1       1       1       3",
+        "the data set's own split is kept (train 1, val 1, test 1); --resplit makes a new one",
+        "source images in more than one split: 0 of 3 (copies of one photo count once)",
+        "wrote train.csv (1 rows)", "wrote val.csv (1 rows)", "wrote test.csv (1 rows)"]
+
+
+def test_a_split_by_photo_and_class(in_tmp_path, capsys):
+    rows = make_set(in_tmp_path / "processed_dataset", objects=2)
+    write_manifest(in_tmp_path / "processed_dataset", rows)
+    run()
+    tables = {split: read(f"{split}.csv") for split in ("train", "val", "test")}
+    assert {split: table["class_id"].value_counts().to_dict() for split, table in tables.items()} == {
+        "train": {"7": 12, "12": 12}, "val": {"7": 4, "12": 4}, "test": {"7": 4, "12": 4}}
+    photos = [set(table["source_image"]) for table in tables.values()]
+    assert len(set.union(*photos)) == sum(map(len, photos)) == 20
+    assert "source images in more than one split: 0 of 20" in capsys.readouterr().out
+
+
+def test_same_seed_same_tables_other_seed_others(in_tmp_path):
+    write_manifest(in_tmp_path / "processed_dataset", make_set(in_tmp_path / "processed_dataset"))
+    for folder, seed in (("a", "1"), ("b", "1"), ("c", "2")):
+        run("--output_dir", folder, "--seed", seed)
+    contents = [[(in_tmp_path / folder / f"{split}.csv").read_bytes() for split in ("train", "val", "test")]
+                for folder in "abc"]
+    assert contents[0] == contents[1] != contents[2]
+
+
+def test_resplit_and_split(in_tmp_path, capsys):
+    rows = make_set(in_tmp_path / "processed_dataset", split_of=["train"] * 4 + ["val"] * 3 + ["test"] * 3)
+    write_manifest(in_tmp_path / "processed_dataset", rows)
+    run()
+    assert [len(read(f"{split}.csv")) for split in ("train", "val", "test")] == [8, 6, 6]
+    run("--resplit", "--split", "0.8", "0.1", "0.1", "--overwrite")
+    assert [len(read(f"{split}.csv")) for split in ("train", "val", "test")] == [16, 2, 2]
+    assert "split anew, the data set's own split put aside" in capsys.readouterr().out
+
+
+def test_without_a_manifest(in_tmp_path, capsys):
+    """Ids and names from the folders, photos from the file names."""
+    for number in range(6):
+        for index in range(2):
+            write_pair(in_tmp_path / "mine", "Class_3_fine crack", f"p{number}_{index:04d}", number * 2 + index)
+    run("--dataset_dir", "mine", "--output_dir", "out/tables")
+    assert files(in_tmp_path / "out/tables") == ["test.csv", "train.csv", "val.csv"]
+    tables = [read(f"out/tables/{split}.csv") for split in ("train", "val", "test")]
+    assert [len(table) for table in tables] == [8, 2, 2]
+    assert {tuple(row) for table in tables for row in table[["class_id", "class_name"]].values} == {("3", "fine crack")}
+    assert [table["source_image"].nunique() for table in tables] == [4, 1, 1]
+    assert "no mine/instances.csv: classes go by folder name" in capsys.readouterr().out
+
+
+def test_classes_without_an_instance_are_named(in_tmp_path, capsys):
+    make_set(in_tmp_path / "processed_dataset", photos=3)
+    (in_tmp_path / "processed_dataset" / "Class_0_parent" / "images").mkdir(parents=True)
+    write_pair(in_tmp_path / "processed_dataset", "Class_1_blank", "p_0000", 77, EMPTY)
+    run()
+    out = capsys.readouterr().out
+    assert "classes without an instance, skipped: blank, parent\n" in out
+    assert "skipped 1: empty mask: processed_dataset/Class_1_blank/masks/p_0000.png\n" in out
+    assert sum(len(read(f"{split}.csv")) for split in ("train", "val", "test")) == 6
+
+
+def test_one_photo_makes_a_train_table_only(in_tmp_path, capsys):
+    write_pair(in_tmp_path / "processed_dataset", "Class_0_a", "p_0000", 0)
+    write_pair(in_tmp_path / "processed_dataset", "Class_0_a", "p_0001", 1)
+    run()
+    assert files(in_tmp_path) == ["processed_dataset", "train.csv"]
+    out = capsys.readouterr().out
+    assert "no val rows, so no val.csv\n" in out and "no test rows, so no test.csv\n" in out
+
+
+@pytest.mark.parametrize(("name", "expected"), [
+    pytest.param("7_Dental_Calculus", ("7", "Dental_Calculus"), id="id and name"),
+    pytest.param("7_2_wheels", ("7", "2_wheels"), id="a number in the name"),
+    pytest.param("crack", (None, "crack"), id="no id"),
+    pytest.param("12", (None, "12"), id="a number only"),
+])
+def test_class_of_folder(name, expected):
+    assert class_of_folder(name) == expected
+
+
+# ---- bad input --------------------------------------------------------------------------------------------
+
+def test_nothing_is_overwritten_unasked(in_tmp_path, capsys):
+    write_pair(in_tmp_path / "processed_dataset", "Class_0_a", "p_0000", 0)
+    (in_tmp_path / "val.csv").write_text("mine")
+    assert refused(capsys) == (1, f"{get_args_parser().prog}: error: val.csv: already there; give --overwrite to "
+                                  "replace, or another --output_dir")
+    assert files(in_tmp_path) == ["processed_dataset", "val.csv"]
+    run("--overwrite")
+    assert files(in_tmp_path) == ["processed_dataset", "train.csv"]
+
+
+@pytest.mark.parametrize(("argv", "code", "message"), [
+    pytest.param([], 1, "processed_dataset: no such folder; make it with process_yolo_to_classwise.py", id="no folder"),
+    pytest.param(["--dataset_dir", "file"], 1, "file: is a file, expected the folder", id="a file for a folder"),
+    pytest.param(["--output_dir", "file"], 1, "file: is a file; expected a folder", id="a file for the output"),
+    pytest.param(["--output_dir", "file/deeper"], 1, "file", id="a file above the output"),
+    pytest.param(["--split", "0.6", "0.2", "0.1"], 2, "expected three shares that make 1, train above 0; got 0.6 0.2 "
+                 "0.1", id="shares that do not make 1"),
+    pytest.param(["--split", "0", "0.5", "0.5"], 2, "train above 0", id="no train"),
+    pytest.param(["--split", "0.6", "nan", "0.2"], 2, "must be a finite number", id="not a number"),
+    pytest.param(["--split", "0.6", "0.4"], 2, "expected 3 arguments", id="two shares"),
+    pytest.param(["--num_workers", "-1"], 2, "must not be negative", id="workers"),
+    pytest.param(["--no_split"], 2, "unrecognized arguments: --no_split", id="the other script's flag"),
+])
+def test_bad_input(in_tmp_path, capsys, argv, code, message):
+    (in_tmp_path / "file").write_text("x")
+    if code == 1 and "--output_dir" in argv:
+        write_pair(in_tmp_path / "processed_dataset", "Class_0_a", "p_0000", 0)
+    found_code, line = refused(capsys, *argv)
+    assert found_code == code and message in line
+    assert not list(in_tmp_path.glob("*.csv"))
+
+
+def test_points_lie_in_the_mask(in_tmp_path):
+    write_pair(in_tmp_path / "processed_dataset", "Class_0_a", "p_0000", 0)
+    run()
+    row = read("train.csv").loc[0]
+    assert all(BAR[int(row[f"point{i}_y"]), int(row[f"point{i}_x"])] for i in (1, 2, 3))

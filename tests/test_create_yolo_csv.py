@@ -1,0 +1,124 @@
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from class_folder_builder import BAR, write_manifest, write_pair, write_set
+
+from Create_yolo_csv import class_of_folder, get_args_parser, main
+from sam_lora import cli
+
+COLUMNS = ["image_path", "mask_path", "class_id", "class_name", "point1_x", "point1_y", "point2_x", "point2_y",
+           "point3_x", "point3_y", "source_image"]
+DATA = Path(__file__).parents[2] / "shared" / "data"
+
+
+@pytest.fixture(autouse=True)
+def in_tmp_path(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def run(*argv):
+    main(get_args_parser().parse_args(["--num_workers", "0", *argv]))
+
+
+def read(name):
+    return pd.read_csv(name, dtype=str, keep_default_na=False)
+
+
+def files(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def make_set(root, photos=5):
+    rows = write_set(root, "Class_crack", 1, "crack", [f"c{number}.jpg" for number in range(photos)])
+    rows += write_set(root, "Class_pot_hole", 4, "pot hole", [f"h{number}.jpg" for number in range(photos)],
+                      first_seed=500)
+    write_manifest(root, rows)
+
+
+def test_whole_tables(in_tmp_path):
+    make_set(in_tmp_path / "processed_dataset")
+    run()
+    assert files(in_tmp_path) == ["output.csv", "processed_dataset", "test.csv", "train.csv", "val.csv"]
+    output = read("output.csv")
+    assert output.columns.tolist() == [*COLUMNS, "split"]
+    rows = []
+    for folder, letter, *class_cells in (("Class_crack", "c", "1", "crack"), ("Class_pot_hole", "h", "4", "pot hole")):
+        for number in range(5):
+            file = f"{letter}{number}_0000.png"
+            rows.append([f"processed_dataset/{folder}/images/{file}", f"processed_dataset/{folder}/masks/{file}",
+                         *class_cells, "20", "11", "11", "9", "29", "13", f"{letter}{number}.jpg"])
+    assert output[COLUMNS].values.tolist() == rows
+    for split, count in (("train", 6), ("val", 2), ("test", 2)):
+        table = read(f"{split}.csv")
+        assert table.columns.tolist() == COLUMNS
+        assert table.values.tolist() == output.loc[output["split"] == split, COLUMNS].values.tolist()
+        assert table["class_id"].value_counts().to_dict() == {"1": count // 2, "4": count // 2}
+    assert all(BAR[int(row[f"point{i}_y"]), int(row[f"point{i}_x"])]
+               for row in output.to_dict("records") for i in (1, 2, 3))
+
+
+def test_no_split(in_tmp_path, capsys):
+    make_set(in_tmp_path / "processed_dataset")
+    run("--no_split")
+    assert files(in_tmp_path) == ["output.csv", "processed_dataset"]
+    assert read("output.csv")["split"].value_counts().to_dict() == {"train": 6, "val": 2, "test": 2}
+    assert capsys.readouterr().out.endswith("wrote output.csv (10 rows)\n")
+
+
+def test_the_own_split_without_a_test_gets_one_from_train(in_tmp_path, capsys):
+    root = in_tmp_path / "processed_dataset"
+    photos = [f"{side}/images/{number}.jpg" for number, side in enumerate(["train"] * 8 + ["valid"] * 2)]
+    write_manifest(root, write_set(root, "Class_0", 0, "0", photos, ["train"] * 8 + ["val"] * 2))
+    run()
+    split = read("output.csv").set_index("source_image")["split"]
+    assert split.value_counts().to_dict() == {"train": 6, "val": 2, "test": 2}
+    assert (split[photos[8:]] == "val").all()
+    assert "it has no test: rows taken from train by source image: 2 for test" in capsys.readouterr().out
+
+
+def test_without_a_manifest(in_tmp_path):
+    """The class from the folder's name alone; its id is the name, if that is a number, else its place."""
+    for folder in ("Class_7", "Class_2_wheels"):
+        for number in range(3):
+            write_pair(in_tmp_path / "processed_dataset", folder, f"{folder}{number}_0000", len(folder) + number)
+    run()
+    assert set(map(tuple, read("output.csv")[["class_id", "class_name"]].values)) == {("7", "7"), ("0", "2_wheels")}
+
+
+@pytest.mark.parametrize(("name", "expected"), [
+    pytest.param("crack", (None, "crack"), id="a name"),
+    pytest.param("0", ("0", "0"), id="a number"),
+    pytest.param("7_crack", (None, "7_crack"), id="not a COCO folder"),
+])
+def test_class_of_folder(name, expected):
+    assert class_of_folder(name) == expected
+
+
+def test_nothing_is_overwritten_unasked(in_tmp_path, capsys):
+    make_set(in_tmp_path / "processed_dataset")
+    (in_tmp_path / "output.csv").write_text("mine")
+    with pytest.raises(SystemExit) as exit_info:
+        cli.run(main, get_args_parser(), [])
+    assert exit_info.value.code == 1
+    assert "output.csv: already there; give --overwrite" in capsys.readouterr().err
+    assert files(in_tmp_path) == ["output.csv", "processed_dataset"]
+    assert (in_tmp_path / "output.csv").read_text() == "mine"
+
+
+@pytest.mark.skipif(not DATA.is_dir(), reason=f"no data sets at {DATA}")
+@pytest.mark.parametrize("no_crop", [False, True])
+def test_after_the_converter(in_tmp_path, no_crop):
+    """What process_yolo_to_classwise.py writes, --no_crop too, is read whole: a row for each manifest row."""
+    import process_yolo_to_classwise as converter
+    argv = ["--dataset_dir", str(DATA / "mixed-yolo-fixture"), "--boxes", "rectangle",
+            "--num_workers", "0", *["--no_crop"] * no_crop]
+    converter.main(converter.get_args_parser().parse_args(argv))
+    run()
+    manifest, output = read("processed_dataset/instances.csv"), read("output.csv")
+    assert len(manifest) > 10
+    for column in ("image_path", "mask_path"):
+        assert sorted(output[column]) == sorted("processed_dataset/" + manifest[column])
+    assert set(output["class_name"]) == set(manifest["class_name"])
+    assert (output.groupby("source_image")["split"].nunique() == 1).all()

@@ -1,0 +1,257 @@
+"""sam_lora/geometry.py: polygons and RLE become the masks that pycocotools and plain counting give."""
+
+import json
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from pycocotools import mask as coco_mask
+
+from sam_lora.geometry import (
+    box_polygon,
+    clip_box,
+    clip_polygon,
+    crop,
+    mask_to_xyxy,
+    pad_box,
+    paste,
+    polygons_to_mask,
+    rle_runs,
+    rle_to_mask,
+    tighten,
+)
+
+DATA = Path(__file__).parents[2] / "shared" / "data"
+WIDTH, HEIGHT = 90, 60
+
+
+def full_mask(polygons: list, resolution_wh: tuple[int, int] = (WIDTH, HEIGHT)) -> np.ndarray:
+    """`polygons_to_mask` on the whole picture."""
+    width, height = resolution_wh
+    drawn = polygons_to_mask([np.array(polygon, float) for polygon in polygons], resolution_wh)
+    return np.zeros((height, width), bool) if drawn is None else paste(*drawn, (0, 0, width, height))
+
+
+def inner(mask: np.ndarray) -> np.ndarray:
+    """A mask without its boundary pixels."""
+    return cv2.erode(np.pad(mask, 1).astype(np.uint8), np.ones((3, 3)))[1:-1, 1:-1].astype(bool)
+
+
+# ---- the rasteriser ---------------------------------------------------------------------------------------
+
+def test_a_rectangle_on_pixel_borders_is_exact():
+    mask, box = polygons_to_mask([box_polygon((10, 20, 30, 25))], (WIDTH, HEIGHT))
+    assert box == (10, 20, 30, 25)
+    assert mask.shape == (5, 20) and mask.all()
+
+
+@pytest.mark.parametrize(("x1", "covered"), [
+    pytest.param(20.3, 10, id="under half a pixel more"), pytest.param(20.8, 11, id="over half a pixel more")])
+def test_a_pixel_counts_from_half_coverage(x1: float, covered: int):
+    assert full_mask([box_polygon((10, 5, x1, 15))]).sum() == covered * 10
+
+
+def test_parts_are_united_where_they_overlap_too():
+    mask = full_mask([box_polygon((10, 10, 30, 30)), box_polygon((20, 20, 40, 40)), box_polygon((60, 10, 70, 12))])
+    assert mask.sum() == 400 + 400 - 100 + 20
+
+
+def test_an_inner_ring_as_its_own_part_is_no_hole_and_a_seam_is_one():
+    inner = [(20, 20), (20, 30), (30, 30), (30, 20)]
+    assert full_mask([box_polygon((10, 10, 40, 40)), inner]).sum() == 900
+    seam = [(10, 10), (40, 10), (40, 40), (10, 40), (10, 10), *inner, (20, 20)]
+    mask = full_mask([seam])
+    assert not mask[22:28, 22:28].any() and abs(int(mask.sum()) - 800) < 40
+
+
+@pytest.mark.parametrize("polygon", [
+    pytest.param([(5, 5), (25, 5), (15, 5)], id="a line"),
+    pytest.param([(5, 5), (5, 5), (5, 5)], id="a point"),
+    pytest.param([(-30, 5), (-10, 5), (-10, 40)], id="left of the picture"),
+    pytest.param([(10, 100), (50, 100), (50, 400)], id="below the picture"),
+    pytest.param([(-9, -1), (200, -1), (200, -50)], id="above, along the border"),
+    pytest.param([(5.1, 5.1), (5.3, 5.1), (5.3, 5.3)], id="a tenth of a pixel"),
+])
+def test_nothing_covered_is_none(polygon: list):
+    assert polygons_to_mask([np.array(polygon, float)], (WIDTH, HEIGHT)) is None
+
+
+@pytest.mark.parametrize("far", [1e3, 1e6, 1e9, 1e15])
+def test_far_corners_are_clipped(far: float):
+    mask = full_mask([[(-far, 20), (far, 20), (far, 40), (-far, 40)]])
+    expected = np.zeros((HEIGHT, WIDTH), bool)
+    expected[20:40] = True
+    assert np.array_equal(mask, expected)
+
+
+@pytest.mark.parametrize("rows", [1, 7])
+def test_a_large_object_is_drawn_in_strips_without_seams(monkeypatch: pytest.MonkeyPatch, rows: int):
+    star = [(3, 2), (40.5, 20.2), (88, 3), (60.1, 31), (85, 58), (41, 44), (2, 57), (25, 30)]
+    whole = full_mask([star])
+    monkeypatch.setattr("sam_lora.geometry._MAX_CANVAS", rows * 16 * WIDTH)
+    strips = full_mask([star])
+    assert whole.sum() > 1000 and np.count_nonzero(strips != whole) <= 25  # pixels covered by just half
+    assert not (inner(whole) & ~strips).any() and not (inner(strips) & ~whole).any()
+
+
+polygon_points = st.lists(st.tuples(st.floats(-40, 130), st.floats(-40, 100)), min_size=3, max_size=9)
+
+
+@settings(max_examples=60, deadline=None)
+@given(polygon_points)
+def test_clipping_changes_nothing_inside_the_picture(points: list):
+    """Drawn on a canvas so large that nothing is clipped, then cut: the same, up to pixels covered by just half."""
+    polygon = np.array(points, float)
+    ours = full_mask([polygon])
+    whole = full_mask([polygon + 50], (WIDTH + 140, HEIGHT + 140))[50:50 + HEIGHT, 50:50 + WIDTH]
+    assert not (inner(ours) & ~whole).any() and not (inner(whole) & ~ours).any()
+    assert np.count_nonzero(ours != whole) <= 60
+
+
+@settings(max_examples=60, deadline=None)
+@given(polygon_points)
+def test_clip_polygon_stays_in_its_window(points: list):
+    clipped = clip_polygon(np.array(points, float), (0, 0, WIDTH, HEIGHT))
+    assert np.isfinite(clipped).all()
+    if len(clipped):
+        assert (clipped >= -1 - 1e-9).all() and (clipped <= (WIDTH + 1 + 1e-9, HEIGHT + 1 + 1e-9)).all()
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 4 * WIDTH), st.integers(0, 4 * HEIGHT)), min_size=3, max_size=3))
+def test_a_triangle_has_its_area(corners: list):
+    triangle = np.array(corners, float) / 4
+    (ax, ay), (bx, by), (cx, cy) = triangle
+    area = abs((bx - ax) * (cy - ay) - (cx - ax) * (by - ay)) / 2
+    perimeter = sum(np.hypot(*(triangle[i] - triangle[i - 1])) for i in range(3))
+    assert abs(full_mask([triangle]).sum() - area) <= 0.3 * perimeter + 1
+
+
+def crack_polygons() -> list[list[np.ndarray]]:
+    objects = []
+    for path in sorted((DATA / "crack-yolo").glob("*/labels/*.txt")):
+        for line in path.read_text().splitlines():
+            if len(numbers := line.split()[1:]) >= 6:
+                objects.append([np.array(numbers, float).reshape(-1, 2) * 640])
+    return objects
+
+
+def calculus_polygons() -> list[list[np.ndarray]]:
+    files = sorted((DATA / "calculus-coco").glob("*/_annotations.coco.json"))
+    return [[np.array(part, float).reshape(-1, 2) for part in annotation["segmentation"]]
+            for path in files for annotation in json.loads(path.read_text())["annotations"]]
+
+
+@pytest.mark.parametrize(("folder", "read"), [("crack-yolo", crack_polygons), ("calculus-coco", calculus_polygons)])
+def test_agreement_with_pycocotools(folder: str, read):
+    if not (DATA / folder).is_dir():
+        pytest.skip(f"{DATA / folder} is not there")
+    ious, ratios = [], []
+    for polygons in read():
+        ours = full_mask(polygons, (640, 640))
+        theirs = coco_mask.decode(coco_mask.merge(coco_mask.frPyObjects([part.ravel().tolist() for part in polygons],
+                                                                        640, 640))).astype(bool)
+        ious.append((ours & theirs).sum() / (ours | theirs).sum())
+        ratios.append(ours.sum() / theirs.sum())
+    assert len(ious) > 300
+    assert np.mean(ious) >= 0.95
+    assert 0.97 <= np.mean(ratios) <= 1.06
+
+
+# ---- RLE --------------------------------------------------------------------------------------------------
+
+masks = arrays(bool, st.tuples(st.integers(1, 9), st.integers(1, 13)))
+
+
+@settings(max_examples=80, deadline=None)
+@given(masks)
+def test_both_forms_of_rle_give_the_mask_back(mask: np.ndarray):
+    compressed = coco_mask.encode(np.asfortranarray(mask.astype(np.uint8)))
+    flat = mask.ravel(order="F")
+    changes = np.flatnonzero(np.diff(flat)) + 1
+    runs = np.diff([0, *changes, flat.size]).tolist()
+    runs = [0, *runs] if flat[0] else runs
+    assert rle_runs(compressed["counts"]) == runs
+    for counts in (runs, compressed["counts"], compressed["counts"].decode()):
+        decoded = rle_to_mask({"size": list(mask.shape), "counts": counts})
+        assert decoded.dtype == bool and np.array_equal(decoded, mask)
+
+
+def test_long_compressed_runs():
+    mask = np.zeros((700, 1100), np.uint8)
+    mask[:, 300:900] = 1
+    mask[100:650, 400:420] = 0
+    compressed = coco_mask.encode(np.asfortranarray(mask))
+    assert np.array_equal(rle_to_mask(compressed), mask.astype(bool))
+
+
+@pytest.mark.parametrize(("rle", "reason"), [
+    pytest.param({"size": [4, 6], "counts": [10, 4]}, "add up", id="sum under the size: pycocotools reads wild memory"),
+    pytest.param({"size": [4, 6], "counts": [10, 40]}, "add up", id="sum over the size"),
+    pytest.param({"size": [4, 6], "counts": [30, -6]}, "whole numbers", id="negative"),
+    pytest.param({"size": [4, 6], "counts": [10.5, 13.5]}, "whole numbers", id="fractions"),
+    pytest.param({"size": [4, 6], "counts": ["24"]}, "whole numbers", id="text in the list"),
+    pytest.param({"size": [4, 6], "counts": "zzz"}, "damaged", id="no RLE text"),
+    pytest.param({"size": [4, 6], "counts": "PPPPPPPPPPPP"}, "damaged", id="a number that never ends"),
+    pytest.param({"size": [4, 6], "counts": "ü"}, "damaged", id="not ASCII"),
+    pytest.param({"size": [4, 6], "counts": "3"}, "add up", id="compressed, too short"),
+    pytest.param({"size": [4, 6], "counts": ""}, "add up", id="no runs"),
+    pytest.param({"size": [4, 6]}, "without counts", id="counts missing"),
+    pytest.param({"size": [4], "counts": [24]}, "size", id="one size"),
+    pytest.param({"size": [0, 6], "counts": []}, "size", id="no height"),
+    pytest.param({"size": [10**6, 10**6], "counts": [10**12]}, "gigapixel", id="huge"),
+    pytest.param({"counts": [24]}, "size", id="size missing"),
+])
+def test_rle_that_pycocotools_must_not_see(rle: dict, reason: str):
+    with pytest.raises(ValueError, match=reason):
+        rle_to_mask(rle)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.binary(max_size=12), st.integers(1, 9), st.integers(1, 9))
+def test_any_bytes_are_a_mask_or_a_reason(counts: bytes, height: int, width: int):
+    try:
+        mask = rle_to_mask({"size": [height, width], "counts": counts})
+    except ValueError as error:
+        assert "RLE" in str(error)
+    else:
+        assert mask.shape == (height, width)
+
+
+# ---- masks and boxes --------------------------------------------------------------------------------------
+
+@settings(max_examples=80, deadline=None)
+@given(masks)
+def test_tighten_and_paste_give_the_mask_back(mask: np.ndarray):
+    box = mask_to_xyxy(mask)
+    if not mask.any():
+        assert box is None and tighten(mask) is None
+        return
+    rows, columns = np.nonzero(mask)
+    assert box == (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1)
+    tight, moved = tighten(mask, (100, 200))
+    assert moved == (box[0] + 100, box[1] + 200, box[2] + 100, box[3] + 200)
+    assert np.array_equal(paste(tight, moved, (100, 200, 100 + mask.shape[1], 200 + mask.shape[0])), mask)
+
+
+@pytest.mark.parametrize(("padding", "expected"), [
+    pytest.param(0.0, (20, 10, 50, 20), id="none"),
+    pytest.param(0.1, (17, 9, 53, 21), id="a tenth: 3 and 1, not rounded up past them"),
+    pytest.param(0.11, (16, 8, 54, 22), id="rounded up"),
+    pytest.param(1.0, (0, 0, 80, 30), id="clipped at the corner"),
+    pytest.param(1e300, (0, 0, 90, 60), id="all of the picture"),
+])
+def test_pad_box(padding: float, expected: tuple):
+    assert pad_box((20, 10, 50, 20), padding, (WIDTH, HEIGHT)) == expected
+
+
+def test_clip_box_and_crop_are_xy():
+    array = np.arange(HEIGHT * WIDTH).reshape(HEIGHT, WIDTH)
+    box = clip_box((-5, 50, 30, 99), (WIDTH, HEIGHT))
+    assert box == (0, 50, 30, 60)
+    assert np.array_equal(crop(array, box), array[50:60, 0:30])
+    assert clip_box((200, 1, 300, 5), (WIDTH, HEIGHT)) == (WIDTH, 1, WIDTH, 5)

@@ -1,0 +1,395 @@
+"""process_yolo_to_classwise.py: layouts, names, label rows and what bad input gets."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from process_yolo_to_classwise import RowError, get_args_parser, main, parse_label_row
+from sam_lora import cli
+from sam_lora.errors import UserError
+from sam_lora.imaging import load_mask, write_jpeg, write_png
+
+ROOT = Path(__file__).parents[1]
+DATA = ROOT.parent / "shared" / "data"
+WIDTH, HEIGHT = 80, 50
+POLYGON = "0.25 0.2 0.75 0.2 0.75 0.6 0.25 0.6"  # 40 x 20 pixels from (20, 10)
+TABLES = ["classes.json", "conversion_report.csv", "instances.csv"]
+
+
+def add(root: Path, image: str, label: str | None, rows: str | bytes = f"0 {POLYGON}\n", seed: int = 0) -> None:
+    """One 80 x 50 picture and its label file."""
+    pixels = np.random.default_rng(seed).integers(0, 255, (HEIGHT, WIDTH, 3), dtype=np.uint8)
+    (write_png if image.lower().endswith("png") else write_jpeg)(root / image, pixels)
+    if label is not None:
+        (root / label).parent.mkdir(parents=True, exist_ok=True)
+        (root / label).write_bytes(rows if isinstance(rows, bytes) else rows.encode())
+
+
+def run(root: Path, out: Path, *flags: str) -> pd.DataFrame:
+    main(get_args_parser().parse_args(["--dataset_dir", str(root), "--output_dir", str(out), "--num_workers", "0", *flags]))
+    if "--dry_run" in flags:
+        return pd.DataFrame()
+    return pd.read_csv(out / "instances.csv", keep_default_na=False)
+
+
+def files_in(folder: Path) -> list[str]:
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+
+
+def reasons(out: Path) -> list[str]:
+    return pd.read_csv(out / "conversion_report.csv", keep_default_na=False).reason.tolist()
+
+
+# ---- the whole conversion ---------------------------------------------------------------------------------
+
+def test_a_data_set_becomes_class_folders(tmp_path: Path, capsys: pytest.CaptureFixture):
+    root, out = tmp_path / "set", tmp_path / "out"
+    add(root, "train/images/a.jpg", "train/labels/a.txt", f"0 {POLYGON}\n2 0.0 0.0 0.5 0.0 0.5 0.5\n1 0.5 0.5 0.2 0.2\n")
+    add(root, "valid/images/b.PNG", "valid/labels/b.txt", f"2 {POLYGON}\n")
+    add(root, "valid/images/empty.jpg", "valid/labels/empty.txt", "\n")
+    add(root, "valid/images/background.jpg", None)
+    (root / "data.yaml").write_text("nc: 3\nnames: [minor crack, pothole, 'a/b']\ntrain: ../train/images\n")
+    manifest = run(root, out)
+    assert files_in(out) == sorted([
+        *(f"Class_a_b/{kind}/{name}.png" for kind in ("images", "masks") for name in ("a_0002", "b_0001")),
+        *(f"Class_minor_crack/{kind}/a_0001.png" for kind in ("images", "masks")), *TABLES])
+    columns = ["mask_path", "class_id", "class_name", "source_image", "source_split", "source_id", "crop_x0", "crop_y0",
+               "crop_x1", "crop_y1", "rasteriser"]
+    assert manifest[columns].to_numpy().tolist() == [
+        ["Class_minor_crack/masks/a_0001.png", 0, "minor crack", "train/images/a.jpg", "train", "train/labels/a.txt:1",
+         16, 8, 64, 32, "opencv fillPoly 4x"],
+        ["Class_a_b/masks/a_0002.png", 2, "a/b", "train/images/a.jpg", "train", "train/labels/a.txt:2",
+         0, 0, 44, 28, "opencv fillPoly 4x"],
+        ["Class_a_b/masks/b_0001.png", 2, "a/b", "valid/images/b.PNG", "val", "valid/labels/b.txt:1",
+         16, 8, 64, 32, "opencv fillPoly 4x"]]
+    mask = load_mask(out / "Class_minor_crack/masks/a_0001.png")
+    assert mask.shape == (24, 48) and mask.sum() == 800 and mask[2:22, 4:44].all()
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[:4] == [
+        "label rows: 4 = 3 crops + 1 skipped", "  skipped 1: only a box, no outline (--boxes rectangle takes it)",
+        "pictures: 2 with objects, 2 without, 0 missing, 0 outside images/ ignored", "classes: minor crack 1, a/b 2"]
+
+
+@pytest.mark.parametrize(("files", "yaml", "expected"), [
+    pytest.param([("images/a.jpg", "labels/a.txt")], "names: [x]", {"images/a.jpg": ""}, id="flat"),
+    pytest.param([("images/train/a.jpg", "labels/train/a.txt"), ("images/val/a.jpg", "labels/val/a.txt")], "names: [x]",
+                 {"images/train/a.jpg": "train", "images/val/a.jpg": "val"}, id="images/train"),
+    pytest.param([("train/images/a.jpg", "train/labels/a.txt"), ("test/images/b.jpg", "test/labels/b.txt")],
+                 "names: [x]\ntrain: C:\\Users\\me\\set\\train\\images\ntest: /content/set/test/images",
+                 {"train/images/a.jpg": "train", "test/images/b.jpg": "test"}, id="Windows and Colab paths"),
+    pytest.param([("one/images/a.jpg", "one/labels/a.txt"), ("two/images/deep/b.jpg", "two/labels/deep/b.txt")],
+                 "names: [x]\npath: /gone\ntrain: [one/images]\nval: ../two/images",
+                 {"one/images/a.jpg": "train", "two/images/deep/b.jpg": "val"}, id="folders that only the yaml names"),
+    pytest.param([("images/a.jpg", "labels/a.txt"), ("images/b.jpg", "labels/b.txt")],
+                 "names: [x]\ntrain: images\nval: images", {"images/a.jpg": "", "images/b.jpg": ""},
+                 id="one folder for both splits"),
+    pytest.param([("images/a.jpg", "labels/a.txt"), ("images/b.jpg", "labels/b.txt")],
+                 "names: [x]\ntrain: train.txt\nval: val.txt", {"images/a.jpg": "train", "images/b.jpg": "val"},
+                 id="lists of pictures"),
+    pytest.param([("a.jpg", "a.txt"), ("b.jpg", "b.txt")], "names: [x]", {"a.jpg": "", "b.jpg": ""},
+                 id="labels beside pictures"),
+    pytest.param([("my/images/set/images/a.b.jpg", "my/images/set/labels/a.b.txt")], "names: [x]",
+                 {"my/images/set/images/a.b.jpg": ""}, id="the last images/ counts"),
+])
+def test_layouts(tmp_path: Path, files: list[tuple[str, str]], yaml: str, expected: dict[str, str]):
+    root = tmp_path / "set"
+    for seed, (image, label) in enumerate(files):
+        add(root, image, label, seed=seed)
+    (root / "data.yaml").write_text(yaml)
+    if "train.txt" in yaml:
+        (root / "train.txt").write_text("./images/a.jpg\n")
+        (root / "val.txt").write_text("/home/me/set/images/b.jpg\n\n")
+    manifest = run(root, tmp_path / "out")
+    assert dict(zip(manifest.source_image, manifest.source_split)) == expected
+
+
+def test_earlier_output_in_the_data_set_is_not_read_again(tmp_path: Path):
+    add(tmp_path, "images/a.jpg", "labels/a.txt")
+    first = run(tmp_path, tmp_path / "processed_dataset", "--class_names", "x")
+    again = run(tmp_path, tmp_path / "other", "--class_names", "x")
+    assert first.equals(again) and len(first) == 1
+
+
+@pytest.mark.parametrize(("yaml", "flags", "names"), [
+    pytest.param("names: [x, y, z]", [], ["x", "z"], id="list"),
+    pytest.param("names: {0: x, 2: z}", [], ["x", "z"], id="dict with a gap"),
+    pytest.param("names: {'2': z, '10': k, '0': x}", [], ["x", "z"], id="text keys"),
+    pytest.param("nc: 3", [], ["class_0", "class_2"], id="count only"),
+    pytest.param("train: images", [], ["class_0", "class_2"], id="no names, no count"),
+    pytest.param("names: [1, null, true]", [], ["1", "True"], id="names that are no text"),
+    pytest.param("names: [x, y, z]", ["--class_names", "p", "q", "r"], ["p", "r"], id="--class_names goes first"),
+    pytest.param("\ufeffnames: [ä, y, 图]", [], ["ä", "图"], id="byte order mark, other scripts"),
+    pytest.param(None, ["--class_names", "p", "q", "r"], ["p", "r"], id="no yaml"),
+])
+def test_class_names(tmp_path: Path, yaml: str | None, flags: list[str], names: list[str]):
+    root = tmp_path / "set"
+    add(root, "images/a.jpg", "labels/a.txt", f"0 {POLYGON}\n2 {POLYGON}\n")
+    if yaml is not None:
+        (root / "data.yaml").write_text(yaml, encoding="utf-8")
+    manifest = run(root, tmp_path / "out", *flags)
+    assert manifest.class_name.astype(str).tolist() == names and manifest.class_id.tolist() == [0, 2]
+
+
+def test_classes_txt_and_equal_names(tmp_path: Path, capsys: pytest.CaptureFixture):
+    root = tmp_path / "set"
+    add(root, "images/a.jpg", "labels/a.txt", f"0 {POLYGON}\n1 {POLYGON}\n2 {POLYGON}\n")
+    (root / "labels" / "classes.txt").write_text("crack\nCrack\ncrack\n\n")
+    manifest = run(root, tmp_path / "out")
+    assert manifest[["mask_path", "class_id", "class_name"]].to_numpy().tolist() == [
+        ["Class_crack/masks/a_0001.png", 0, "crack"], ["Class_Crack-2/masks/a_0002.png", 1, "Crack"],
+        ["Class_crack/masks/a_0003.png", 0, "crack"]]
+    assert "note: class ids 0, 2 are all named 'crack': one class" in capsys.readouterr().out
+
+
+def test_same_stems_stay_apart(tmp_path: Path):
+    root = tmp_path / "set"
+    for seed, name in enumerate(("train/images/a", "valid/images/a", "valid/images/sub/a")):
+        add(root, f"{name}.jpg", f"{name.replace('images', 'labels')}.txt", seed=seed)
+    add(root, "train/images/a.png", None)
+    manifest = run(root, tmp_path / "out", "--class_names", "x")
+    assert manifest.source_image.tolist() == ["train/images/a.jpg", "valid/images/a.jpg", "valid/images/sub/a.jpg"]
+    assert manifest.image_path.nunique() == 3
+    assert all(Path(path).name.startswith("a-") for path in manifest.image_path)
+
+
+def test_boxes_padding_min_size_and_no_crop(tmp_path: Path):
+    root = tmp_path / "set"
+    add(root, "images/a.jpg", "labels/a.txt", f"0 0.5 0.5 0.5 0.4\n0 {POLYGON} 0.9\n0 0.1 0.1 0.2 0.1 0.2 0.2\n")
+    boxes = ["crop_x0", "crop_y0", "crop_x1", "crop_y1"]
+    flags = ("--class_names", "x", "--boxes", "rectangle", "--padding", "0.25")
+    manifest = run(root, tmp_path / "out", *flags)
+    assert manifest[boxes].to_numpy().tolist() == [[10, 10, 70, 40], [10, 5, 70, 35]]
+    assert manifest.mask_area.tolist() == [800, 800] and manifest.rasteriser.tolist()[0] == "rectangle"
+    assert reasons(tmp_path / "out") == ["smaller than --min_size"]
+    assert len(run(root, tmp_path / "small", *flags, "--min_size", "8")) == 3
+    whole = run(root, tmp_path / "whole", *flags, "--no_crop")
+    assert files_in(tmp_path / "whole" / "Class_x") == ["images/a.png", "masks/a_0001.png", "masks/a_0002.png"]
+    assert set(whole.image_path) == {"Class_x/images/a.png"}
+    assert load_mask(tmp_path / "whole" / whole.mask_path[1]).shape == (HEIGHT, WIDTH)
+
+
+def test_dry_run_writes_nothing_and_overwrite_replaces(tmp_path: Path, capsys: pytest.CaptureFixture):
+    root, out = tmp_path / "set", tmp_path / "out"
+    add(root, "images/a.jpg", "labels/a.txt")
+    run(root, out, "--class_names", "x", "--dry_run")
+    printed = capsys.readouterr().out
+    assert "label rows: 1 = 1 crops + 0 skipped" in printed and "dry run: nothing written" in printed
+    assert not out.exists()
+    run(root, out, "--class_names", "old")
+    (out / "mine.txt").write_text("kept")
+    with pytest.raises(UserError, match="--overwrite"):
+        run(root, out, "--class_names", "new")
+    assert (out / "Class_old").is_dir()
+    run(root, out, "--class_names", "new", "--overwrite")
+    assert files_in(out) == ["Class_new/images/a_0001.png", "Class_new/masks/a_0001.png", *TABLES, "mine.txt"]
+
+
+def test_labels_without_a_picture_and_twin_pictures_are_told(tmp_path: Path, capsys: pytest.CaptureFixture):
+    root, out = tmp_path / "set", tmp_path / "out"
+    add(root, "images/a.jpg", "labels/a.txt")
+    add(root, "images/a.png", "labels/gone.txt", f"0 {POLYGON}\n\n0 {POLYGON}\n")
+    (root / "images" / "broken.jpg").write_text("<html>")
+    (root / "labels" / "broken.txt").write_text(f"0 {POLYGON}\n")
+    write_png(root / "preview.png", np.zeros((9, 12), np.uint8))
+    run(root, out, "--class_names", "x")
+    report = pd.read_csv(out / "conversion_report.csv", keep_default_na=False)
+    assert report.to_numpy().tolist() == [
+        ["labels/gone.txt", "labels/gone.txt:1", "picture not found", ""],
+        ["labels/gone.txt", "labels/gone.txt:3", "picture not found", ""],
+        ["labels/broken.txt", "labels/broken.txt:1", "picture cannot be read", "not an image that can be read"]]
+    printed = capsys.readouterr().out
+    assert "label rows: 4 = 1 crops + 3 skipped" in printed
+    assert "2 with objects, 1 without, 1 missing, 1 outside images/ ignored" in printed
+    assert "two pictures share a label file; images/a.jpg has it, not images/a.png" in printed
+
+
+# ---- label rows -------------------------------------------------------------------------------------------
+
+SQUARE = (0.25, 0.2, 0.75, 0.2, 0.75, 0.6, 0.25, 0.6)
+
+
+@pytest.mark.parametrize(("line", "class_id", "polygon"), [
+    pytest.param(f"0 {POLYGON}", 0, SQUARE, id="plain"),
+    pytest.param(f"  1.0\t{POLYGON}  \r", 1, SQUARE, id="float id, tabs, trailing blanks"),
+    pytest.param("1.000e+00 2.5e-1 2e-1 .75 .2 7.5E-1 0.6 +0.25 0.6", 1, SQUARE, id="scientific"),
+    pytest.param(f"0 {POLYGON} 0.25 0.2", 0, SQUARE, id="closed"),
+    pytest.param(f"0 {POLYGON} 0.93", 0, SQUARE, id="with confidence"),
+    pytest.param("3 0.5 0.4 0.5 0.4", 3, SQUARE, id="box"),
+    pytest.param("3 0.5 0.4 0.5 0.4 0.9", 3, SQUARE, id="box with confidence"),
+    pytest.param("0 -0.2 0 1.3 0 1.3 1", 0, (-0.2, 0, 1.3, 0, 1.3, 1), id="out of the picture"),
+    pytest.param("-1 0 0 1 0 1 1", -1, (0, 0, 1, 0, 1, 1), id="negative id, refused later"),
+])
+def test_parse_label_row(line: str, class_id: int, polygon: tuple):
+    row = parse_label_row(line)
+    assert row.class_id == class_id and row.polygon == pytest.approx(polygon)
+    assert row.is_box == ("box" in line or len(line.split()) in (5, 6))
+
+
+@pytest.mark.parametrize(("line", "reason"), [
+    pytest.param("0", "too few", id="class only"),
+    pytest.param("0 0.1 0.2 0.3", "too few", id="three numbers"),
+    pytest.param("0 0.1 0.1 0.1 0.1 0.1 0.1", "three different points", id="one point"),
+    pytest.param("0 0.1 0.1 0.9 0.9 0.1 0.1 0.9 0.9", "three different points", id="two points"),
+    pytest.param("0 0.1 0.1 0.5 0.1 0.9 0.1", "zero area", id="a line"),
+    pytest.param("0 0.5 0.5 0.0 0.3", "zero area", id="box without width"),
+    pytest.param("0 120 80 320 80 320 200", "pixel coordinates", id="pixels"),
+    pytest.param("0 nan 0.1 0.5 0.1 0.9 0.4", "NaN", id="NaN"),
+    pytest.param("0 0.1 0.1 inf 0.1 0.9 0.4", "infinity", id="infinity"),
+    pytest.param("0 0.1 0.1 1_0 0.1 0.9 0.4", "no number", id="underscore"),
+    pytest.param("0 0.1 x 0.5 0.1 0.9 0.4", "no number", id="letters"),
+    pytest.param("crack 0.1 0.1 0.5 0.1 0.9 0.4", "class name", id="class name"),
+    pytest.param("0.5 0.1 0.1 0.5 0.1 0.9 0.4", "whole number", id="half a class"),
+    pytest.param("0, 0.1, 0.1, 0.5, 0.1, 0.9, 0.4", "commas", id="commas"),
+    pytest.param("0 rle 640 480 abc", "RLE", id="rle"),
+])
+def test_rows_that_are_no_object(line: str, reason: str):
+    with pytest.raises(RowError, match=reason):
+        parse_label_row(line)
+
+
+number = st.floats(-0.2, 1.2).map(lambda value: f"{value:.6g}")
+token = st.one_of(number, st.sampled_from(["nan", "1e400", "-", "", "x", "0x1", "٣", "\x00"]), st.text(max_size=4))
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(token, min_size=1, max_size=14).map(" ".join).filter(str.strip))
+def test_any_line_is_a_row_or_a_reason(line: str):
+    try:
+        row = parse_label_row(line)
+    except RowError as error:
+        assert str(error)
+    else:
+        assert len(row.polygon) >= 6 and len(row.polygon) % 2 == 0 and np.isfinite(row.polygon).all()
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1)), min_size=3, max_size=12, unique=True), st.integers(0, 99))
+def test_a_written_polygon_is_read_back(points: list, class_id: int):
+    flat = [value for point in points for value in point]
+    if len(set(flat[::2])) == 1 or len(set(flat[1::2])) == 1:
+        return
+    assert parse_label_row(" ".join(map(repr, [class_id, *flat]))).polygon == tuple(flat)
+
+
+def test_rows_of_a_file(tmp_path: Path):
+    """Byte order mark, CRLF, blank lines, a row twice, classes without a name: each row once in crops or report."""
+    root, out = tmp_path / "set", tmp_path / "out"
+    rows = f"\ufeff0 {POLYGON}\r\n\r\n0 {POLYGON}\r\n7 {POLYGON}\r\n-1 {POLYGON}\r\n1 0.1 0.1 0.9 0.1 0.5 0.9\r\n"
+    add(root, "images/a.jpg", "labels/a.txt", rows.encode() + b"0 \xff\xfe 0.1 0.2 0.2 0.3 0.3\r\n")
+    manifest = run(root, out, "--class_names", "x", "y")
+    assert manifest.source_id.tolist() == ["labels/a.txt:1", "labels/a.txt:6"]
+    report = pd.read_csv(out / "conversion_report.csv")
+    assert report[["source_id", "reason"]].to_numpy().tolist() == [
+        ["labels/a.txt:3", "the same row twice"], ["labels/a.txt:4", "class id that has no name"],
+        ["labels/a.txt:5", "class id that has no name"], ["labels/a.txt:7", "something that is no number"]]
+
+
+# ---- bad input --------------------------------------------------------------------------------------------
+
+def flat_set(root: Path) -> None:
+    add(root, "images/a.jpg", "labels/a.txt")
+
+
+@pytest.mark.parametrize(("make", "flags", "said"), [
+    pytest.param(lambda root: None, ["--class_names", "x"], "no such folder", id="missing folder"),
+    pytest.param(lambda root: root.write_text("x"), ["--class_names", "x"], "is a file", id="a file"),
+    pytest.param(lambda root: root.mkdir(), ["--class_names", "x"], "no picture found", id="empty folder"),
+    pytest.param(flat_set, [], "no data.yaml and no classes.txt; .*--class_names", id="no names at all"),
+    pytest.param(lambda root: (flat_set(root), (root / "data.yaml").write_text("names: [x\nnc: 1")), [],
+                 "broken YAML at line 2", id="broken yaml"),
+    pytest.param(lambda root: (flat_set(root), (root / "data.yaml").write_text("- x")), [], "found a list",
+                 id="yaml of another kind"),
+    pytest.param(lambda root: (flat_set(root), (root / "data.yaml").write_text("names: x")), [], "names is a str",
+                 id="names as text"),
+    pytest.param(lambda root: (flat_set(root), (root / "data.yaml").write_text("names: {a: x}")), [], "key 'a'",
+                 id="names with odd keys"),
+    pytest.param(lambda root: (flat_set(root), (root / "data.yaml").write_text("names: []")), [], "names is empty",
+                 id="no names"),
+    pytest.param(lambda root: (flat_set(root), (root / "data.yaml").write_bytes(b"names: [\xff]")), [], "broken YAML",
+                 id="yaml in another encoding"),
+    pytest.param(lambda root: (flat_set(root), (root / "data.yaml").write_text("names: [!!python/object:os.system x]")),
+                 [], "broken YAML", id="yaml that would run code"),
+    pytest.param(lambda root: (flat_set(root), (root / "data.yaml").write_text("names: [x]\nkpt_shape: [17, 3]")), [],
+                 "pose", id="pose"),
+    pytest.param(lambda root: (flat_set(root), (root / "labels" / "classes.txt").write_text("\n")), [], "empty",
+                 id="empty classes.txt"),
+    pytest.param(lambda root: add(root, "images/a.jpg", None), ["--class_names", "x"], "not one label file",
+                 id="no labels"),
+    pytest.param(lambda root: add(root, "images/a.jpg", "labels/a.txt", ""), ["--class_names", "x"],
+                 "every picture is background", id="background only"),
+    pytest.param(lambda root: add(root, "images/a.jpg", "labels/a.txt", "0 .5 .5 .5 .5\n"), ["--class_names", "x"],
+                 "nothing to convert.*--boxes rectangle", id="detection labels"),
+    pytest.param(lambda root: add(root, "images/a.jpg", "labels/a.txt", f"0 {POLYGON}\n9 {POLYGON}\n"),
+                 ["--class_names", "x", "--strict"], r"labels/a.txt:2: class id that has no name", id="strict"),
+])
+def test_bad_input_is_one_line_and_leaves_nothing(tmp_path: Path, capsys: pytest.CaptureFixture, make, flags: list[str],
+                                                  said: str):
+    make(tmp_path / "set")
+    argv = ["--dataset_dir", str(tmp_path / "set"), "--output_dir", str(tmp_path / "out"), "--num_workers", "0", *flags]
+    with pytest.raises(SystemExit) as stopped:
+        cli.run(main, get_args_parser(), argv)
+    assert stopped.value.code == 1
+    message = capsys.readouterr().err.strip()
+    assert "\n" not in message
+    assert re.search(said, message), message
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_data_set_cannot_reach_out_of_its_folder(tmp_path: Path):
+    add(tmp_path / "secret", "images/s.jpg", "labels/s.txt")
+    root = tmp_path / "set"
+    add(root, "images/a.jpg", "labels/a.txt")
+    (root / "images" / "link.jpg").symlink_to(tmp_path / "secret" / "images" / "s.jpg")
+    (root / "labels" / "link.txt").write_text(f"0 {POLYGON}\n")
+    (root / "data.yaml").write_text(f"names: ['../../x']\ntrain: {tmp_path}/secret/images\nval: ../secret/images\n")
+    manifest = run(root, tmp_path / "out")
+    assert manifest[["source_image", "mask_path"]].to_numpy().tolist() == [["images/a.jpg", "Class_x/masks/a_0001.png"]]
+    assert reasons(tmp_path / "out") == ["picture not found"]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals are POSIX")
+def test_ctrl_c_leaves_nothing(tmp_path: Path):
+    root, out = tmp_path / "set", tmp_path / "out"
+    rows = "".join(f"0 {x / 100} 0.1 0.9 0.2 0.8 0.9\n" for x in range(60))
+    add(root, "images/000.jpg", "labels/000.txt", rows)
+    for i in range(1, 400):
+        (root / "images" / f"{i:03d}.jpg").write_bytes((root / "images" / "000.jpg").read_bytes())
+        (root / "labels" / f"{i:03d}.txt").write_text(rows)
+    command = [sys.executable, str(ROOT / "process_yolo_to_classwise.py"), "--dataset_dir", str(root), "--output_dir",
+               str(out), "--class_names", "x", "--num_workers", "2"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    deadline = time.monotonic() + 60
+    while not list(out.glob(".partial-*/Class_x/masks/*")) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGINT)  # as the terminal does: to the workers too
+    error = process.communicate(timeout=60)[1]
+    assert process.returncode == 130, error
+    assert error.strip().splitlines()[-1].endswith("stopped by Ctrl-C; nothing half-written was left")
+    assert "Traceback" not in error
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(("folder", "flags", "rows", "crops", "skipped"), [
+    pytest.param("crack-yolo", [], 379, 378, {"smaller than --min_size": 1}, id="cracks"),
+    pytest.param("mixed-yolo-fixture", [], 66, 2, {"only a box, no outline (--boxes rectangle takes it)": 62,
+                                                   "class id that has no name": 2}, id="boxes among polygons"),
+])
+def test_real_data(tmp_path: Path, capsys: pytest.CaptureFixture, folder: str, flags: list[str], rows: int, crops: int,
+                   skipped: dict[str, int]):
+    if not (DATA / folder).is_dir():
+        pytest.skip(f"{DATA / folder} is not there")
+    manifest = run(DATA / folder, tmp_path / "out", *flags)
+    assert len(manifest) == crops and rows == crops + sum(skipped.values())
+    counts = pd.Series(reasons(tmp_path / "out")).value_counts().to_dict()
+    assert counts == skipped
+    assert capsys.readouterr().out.startswith(f"label rows: {rows} = {crops} crops + {sum(skipped.values())} skipped")

@@ -1,0 +1,131 @@
+import pandas as pd
+import pytest
+
+from reformated_csv import get_args_parser, main, pixel
+from sam_lora import cli
+from sam_lora.contracts import SPLIT_COLUMNS, points_from_json
+
+HEADER = ",".join(SPLIT_COLUMNS)
+
+
+@pytest.fixture(autouse=True)
+def in_tmp_path(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def run(*argv):
+    main(get_args_parser().parse_args(argv))
+
+
+def refused(capsys, *argv):
+    with pytest.raises(SystemExit) as exit_info:
+        cli.run(main, get_args_parser(), argv)
+    return exit_info.value.code, capsys.readouterr().err.splitlines()[-1]
+
+
+def write(path, *rows, header=HEADER):
+    path.write_text("\n".join([header, *rows]) + "\n")
+
+
+def files(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_whole_tables(in_tmp_path, capsys):
+    write(in_tmp_path / "train.csv", "d/a.png,d/m/a.png,0,crack,1,2,3,4,5,6,a.jpg",
+          '"d/b, c.png",d/m/b.png,0,crack,10,20,30,40,50.5,60,b.jpg', header=HEADER + ",source_image")
+    write(in_tmp_path / "val.csv", "d/c.png,d/m/c.png,1,hole,0,0,1,1,2,2")
+    write(in_tmp_path / "test.csv", "d/e.png,d/m/e.png,1,hole,0,0,1,1,2,2")
+    run()
+    assert files(in_tmp_path) == ["test.csv", "test_reformatted.csv", "train.csv", "train_reformatted.csv", "val.csv",
+                                  "val_reformatted.csv"]
+    assert (in_tmp_path / "train_reformatted.csv").read_text() == (
+        'image,label,points\n'
+        'd/a.png,d/m/a.png,"[[1,2],[3,4],[5,6]]"\n'
+        '"d/b, c.png",d/m/b.png,"[[10,20],[30,40],[50.5,60]]"\n')
+    assert capsys.readouterr().out == ("train_reformatted.csv: 2 rows\nval_reformatted.csv: 1 rows\n"
+                                       "test_reformatted.csv: 1 rows\n")
+    cell = pd.read_csv("train_reformatted.csv").loc[1, "points"]
+    assert points_from_json(cell, "cell") == [[10, 20], [30, 40], [50.5, 60]]
+
+
+def test_other_folders_and_chosen_splits(in_tmp_path):
+    (in_tmp_path / "in").mkdir()
+    for split in ("train", "val", "test"):
+        write(in_tmp_path / "in" / f"{split}.csv", "a.png,m.png,0,a,1,2,3,4,5,6")
+    run("--input_dir", "in", "--output_dir", "out/new", "--splits", "test", "train")
+    assert files(in_tmp_path / "out/new") == ["test_reformatted.csv", "train_reformatted.csv"]
+
+
+def test_a_missing_table_is_passed_over_and_its_old_result_removed(in_tmp_path, capsys):
+    write(in_tmp_path / "train.csv", "a.png,m.png,0,a,1,2,3,4,5,6")
+    (in_tmp_path / "val_reformatted.csv").write_text("old")
+    run("--overwrite")
+    assert files(in_tmp_path) == ["train.csv", "train_reformatted.csv"]
+    assert capsys.readouterr().out == ("train_reformatted.csv: 1 rows\n"
+                                       "no val.csv, so no val_reformatted.csv (an old one is removed)\n"
+                                       "no test.csv, so no test_reformatted.csv\n")
+
+
+def test_bad_rows_are_skipped_and_told_by_number(in_tmp_path, capsys):
+    write(in_tmp_path / "train.csv", "a.png,m.png,0,a,1,2,3,4,5,6", "b.png,m.png,0,a,x,2,3,4,5,-6",
+          ",m.png,0,a,1,2,3,4,5,6", "c.png,m.png,0,a,1,2,3,nan,inf,", "d.png,m.png,0,a,1,2,3,4,5,6")
+    run()
+    assert pd.read_csv("train_reformatted.csv")["image"].tolist() == ["a.png", "d.png"]
+    assert capsys.readouterr().out.splitlines()[:2] == [
+        "train_reformatted.csv: 2 rows",
+        "  skipped 3 rows of train.csv: row 2: point1_x is 'x', point3_y is '-6'; row 3: image_path is empty; "
+        "row 4: point2_y is 'nan', point3_x is 'inf', point3_y is ''"]
+
+
+def test_many_bad_rows_are_counted(in_tmp_path, capsys):
+    write(in_tmp_path / "train.csv", "a.png,m.png,0,a,1,2,3,4,5,6", *["a.png,m.png,0,a,?,2,3,4,5,6"] * 8)
+    run()
+    assert "skipped 8 rows of train.csv: row 2: point1_x is '?'; " in (out := capsys.readouterr().out)
+    assert "; and 3 more\n" in out
+
+
+@pytest.mark.parametrize(("text", "expected"), [("3", 3.0), ("3.5", 3.5), (" 4 ", 4.0), ("1e2", 100.0), ("0", 0.0),
+                                                ("-1", None), ("", None), ("x", None), ("nan", None), ("inf", None),
+                                                ("1e12", None), ("[1]", None)])
+def test_pixel(text, expected):
+    assert pixel(text) == expected
+
+
+@pytest.mark.parametrize(("content", "message"), [
+    pytest.param(None, ".: no train.csv, val.csv, test.csv there; make them with Create_yolo_csv.py (YOLO) or "
+                 "Create_csv.py (COCO)", id="no table"),
+    pytest.param("", "train.csv: cannot be read as CSV (No columns to parse from file)", id="empty file"),
+    pytest.param(HEADER + "\n", "train.csv: has a header but no rows; make it with Create_yolo_csv.py", id="no rows"),
+    pytest.param("image_path,point1_x\na,1\n", "train.csv: missing column(s) mask_path, class_id, class_name, "
+                 "point1_y, point2_x, point2_y, point3_x, point3_y; found image_path, point1_x; make it with", id="columns"),
+    pytest.param(HEADER + "\na,b,0,c,x,2,3,4,5,6\n", "train.csv: none of 1 rows can be used, e.g. row 1: point1_x is "
+                 "'x'; expected", id="no good row"),
+    pytest.param(HEADER + '\na,"b,0\n', "train.csv: cannot be read as CSV", id="open quote"),
+    pytest.param(HEADER + "\na,b,0,c,1,2,3,4,5,6,7,8\n", "train.csv: cannot be read as CSV (rows have more cells than "
+                 "the header", id="too many cells"),
+])
+def test_bad_input(in_tmp_path, capsys, content, message):
+    if content is not None:
+        (in_tmp_path / "train.csv").write_text(content)
+    before = files(in_tmp_path)
+    code, line = refused(capsys)
+    assert code == 1 and message in line
+    assert files(in_tmp_path) == before
+
+
+def test_one_bad_table_leaves_all_unwritten(in_tmp_path, capsys):
+    write(in_tmp_path / "train.csv", "a.png,m.png,0,a,1,2,3,4,5,6")
+    (in_tmp_path / "test.csv").write_text("image_path\na\n")
+    assert refused(capsys)[0] == 1
+    assert files(in_tmp_path) == ["test.csv", "train.csv"]
+
+
+def test_flags(in_tmp_path, capsys):
+    write(in_tmp_path / "train.csv", "a.png,m.png,0,a,1,2,3,4,5,6")
+    assert refused(capsys, "--splits", "../train")[0] == 2
+    (in_tmp_path / "train_reformatted.csv").write_text("mine")
+    code, line = refused(capsys)
+    assert code == 1 and "train_reformatted.csv: already there; give --overwrite" in line
+    assert (in_tmp_path / "train_reformatted.csv").read_text() == "mine"
