@@ -170,7 +170,7 @@ def draw_picture(rng: "np.random.Generator", bank, width: int, height: int) -> t
     classes = []
     places: list[tuple[float, float, float]] = []
     for _ in range(60):
-        radius = rng.uniform(19, 38)
+        radius = rng.uniform(20, 44)
         x, y = rng.uniform(radius, width - radius), rng.uniform(radius, height - radius)
         if all(np.hypot(x - px, y - py) > 0.95 * (radius + other) for px, py, other in places):
             places.append((x, y, radius))

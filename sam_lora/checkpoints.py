@@ -19,7 +19,7 @@ from torch import Tensor
 from sam_lora.errors import UserError
 from sam_lora.files import atomic_path
 from sam_lora.lora import add_lora, merge_lora, trainable_parameters
-from sam_lora.sam import SAM_TYPES, Sam, find_weights, load_sam, sha256_of
+from sam_lora.sam import SAM_TYPES, Sam, find_weights, load_plain, load_sam, sha256_of
 
 FORMAT = "sam-lora"
 FORMAT_VERSION = 1
@@ -64,12 +64,7 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     """Read and check a checkpoint; UserError for anything that train.py did not write."""
     path = Path(path)
     made_by = "expected a checkpoint of train.py, e.g. checkpoints/sam_lora_final.ckpt"
-    if not path.is_file():
-        raise UserError(f"{path}: no such file; {made_by}")
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch.load raises half a dozen types for a file that is not its own
-        raise UserError(f"{path}: cannot be read ({type(error).__name__}); {made_by}") from error
+    content = load_plain(path, made_by)
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise UserError(f"{path}: is no LoRA checkpoint; {made_by}")
     if content.get("format_version") != FORMAT_VERSION:

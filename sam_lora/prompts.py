@@ -169,15 +169,15 @@ def _pulled_inside(depth: np.ndarray, point: np.ndarray, radius: float) -> np.nd
 
 def _nearest(mask: np.ndarray, target: np.ndarray) -> np.ndarray:
     """The pixel of `mask` nearest to `target` (x, y); the first in reading order of several."""
-    distance = np.where(mask, _squared_distance(mask.shape, target), np.inf)
+    distance = np.where(mask, _squared_distance(mask.shape, target), np.float32(np.inf))
     y, x = divmod(int(distance.argmin()), mask.shape[1])
     return np.array([x, y])
 
 
 def _squared_distance(shape: tuple[int, ...], target: np.ndarray) -> np.ndarray:
-    """(H, W): of every pixel to `target` (x, y)."""
-    y, x = np.ogrid[:shape[0], :shape[1]]
-    return (x - target[0]) ** 2 + (y - target[1]) ** 2
+    """(H, W) float32: of every pixel to `target` (x, y)."""
+    y, x = (np.arange(length, dtype=np.float32) for length in shape)
+    return np.add.outer((y - np.float32(target[1])) ** 2, (x - np.float32(target[0])) ** 2)
 
 
 def _ordered(centre: np.ndarray, pair: np.ndarray) -> np.ndarray:

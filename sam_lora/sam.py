@@ -9,6 +9,7 @@ import hashlib
 import shutil
 import urllib.error
 import urllib.request
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -141,15 +142,24 @@ def load_sam(model_type: str, checkpoint: str | Path | None = None, image_size: 
     return sam, sha256_of(path)
 
 
+def load_plain(path: Path, expected: str) -> object:
+    """What a torch file holds, on the CPU; only tensors and plain types are unpickled, so no code of a stranger runs.
+
+    Raises UserError ending in `expected`, which says what the file should have been.
+    """
+    if not path.is_file():
+        raise UserError(f"{path}: {'is a folder' if path.is_dir() else 'no such file'}; {expected}")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about pickle protocols of files that are not torch's own
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch.load raises half a dozen types for a file that is not its own
+        raise UserError(f"{path}: cannot be read ({type(error).__name__}); {expected}") from error
+
+
 def read_state_dict(path: Path) -> dict[str, Tensor]:
     """The tensors of a plain .pth file, on the CPU. Never unpickles anything but tensors and plain types."""
-    if not path.is_file():
-        raise UserError(f"{path}: no such file; expected SAM weights (.pth)")
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch.load raises half a dozen types for a file that is not its own
-        raise UserError(f"{path}: cannot be read as SAM weights ({type(error).__name__}); expected a .pth file with a "
-                        "plain state dict, as published by Meta") from error
+    state = load_plain(path, "expected SAM weights (.pth), a plain state dict as published by Meta")
     if isinstance(state, dict) and state.get("format") == "sam-lora":
         raise UserError(f"{path}: is a LoRA checkpoint of train.py; expected base SAM weights. "
                         "Use run_inference.py with it, or export_sam.py to make a plain SAM")

@@ -57,10 +57,10 @@ def test_whole_tables(in_tmp_path, capsys):
             [f"{folder}/images/0_{number}_0000.png", f"{folder}/masks/0_{number}_0000.png", "7", "Dental Calculus",
              "20", "11", "14", "11", "26", "11", f"0_{number}.jpg"]]
     assert capsys.readouterr().out.splitlines() == [
-        "class                train     val    test     all",
-        "7 Dental Calculus        1       1       1       3",
-        "rows                     1       1       1       3",
-        "source images            1       1       1       3",
+        "class               train     val    test     all",
+        "7 Dental Calculus       1       1       1       3",
+        "rows                    1       1       1       3",
+        "source images           1       1       1       3",
         "the data set's own split is kept (train 1, val 1, test 1); --resplit makes a new one",
         "source images in more than one split: 0 of 3 (copies of one photo count once)",
         "wrote train.csv (1 rows)", "wrote val.csv (1 rows)", "wrote test.csv (1 rows)"]

@@ -36,7 +36,8 @@ def add(root: Path, image: str, label: str | None, rows: str | bytes = f"0 {POLY
 
 
 def run(root: Path, out: Path, *flags: str) -> pd.DataFrame:
-    main(get_args_parser().parse_args(["--dataset_dir", str(root), "--output_dir", str(out), "--num_workers", "0", *flags]))
+    argv = ["--dataset_dir", str(root), "--output_dir", str(out), "--num_workers", "0", *flags]
+    main(get_args_parser().parse_args(argv))
     if "--dry_run" in flags:
         return pd.DataFrame()
     return pd.read_csv(out / "instances.csv", keep_default_na=False)
@@ -54,7 +55,8 @@ def reasons(out: Path) -> list[str]:
 
 def test_a_data_set_becomes_class_folders(tmp_path: Path, capsys: pytest.CaptureFixture):
     root, out = tmp_path / "set", tmp_path / "out"
-    add(root, "train/images/a.jpg", "train/labels/a.txt", f"0 {POLYGON}\n2 0.0 0.0 0.5 0.0 0.5 0.5\n1 0.5 0.5 0.2 0.2\n")
+    add(root, "train/images/a.jpg", "train/labels/a.txt",
+        f"0 {POLYGON}\n2 0.0 0.0 0.5 0.0 0.5 0.5\n1 0.5 0.5 0.2 0.2\n")
     add(root, "valid/images/b.PNG", "valid/labels/b.txt", f"2 {POLYGON}\n")
     add(root, "valid/images/empty.jpg", "valid/labels/empty.txt", "\n")
     add(root, "valid/images/background.jpg", None)
@@ -171,7 +173,7 @@ def test_boxes_padding_min_size_and_no_crop(tmp_path: Path):
     assert manifest[boxes].to_numpy().tolist() == [[10, 10, 70, 40], [10, 5, 70, 35]]
     assert manifest.mask_area.tolist() == [800, 800] and manifest.rasteriser.tolist()[0] == "rectangle"
     assert reasons(tmp_path / "out") == ["smaller than --min_size"]
-    assert len(run(root, tmp_path / "small", *flags, "--min_size", "8")) == 3
+    assert len(run(root, tmp_path / "small", *flags, "--min_size", "7")) == 3
     whole = run(root, tmp_path / "whole", *flags, "--no_crop")
     assert files_in(tmp_path / "whole" / "Class_x") == ["images/a.png", "masks/a_0001.png", "masks/a_0002.png"]
     assert set(whole.image_path) == {"Class_x/images/a.png"}

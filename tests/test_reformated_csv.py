@@ -99,7 +99,8 @@ def test_pixel(text, expected):
     pytest.param("", "train.csv: cannot be read as CSV (No columns to parse from file)", id="empty file"),
     pytest.param(HEADER + "\n", "train.csv: has a header but no rows; make it with Create_yolo_csv.py", id="no rows"),
     pytest.param("image_path,point1_x\na,1\n", "train.csv: missing column(s) mask_path, class_id, class_name, "
-                 "point1_y, point2_x, point2_y, point3_x, point3_y; found image_path, point1_x; make it with", id="columns"),
+                 "point1_y, point2_x, point2_y, point3_x, point3_y; found image_path, point1_x; make it with",
+                 id="columns"),
     pytest.param(HEADER + "\na,b,0,c,x,2,3,4,5,6\n", "train.csv: none of 1 rows can be used, e.g. row 1: point1_x is "
                  "'x'; expected", id="no good row"),
     pytest.param(HEADER + '\na,"b,0\n', "train.csv: cannot be read as CSV", id="open quote"),

@@ -1,0 +1,154 @@
+import argparse
+import importlib
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from sam_lora import cli
+from sam_lora.errors import UserError
+
+ROOT = Path(__file__).parents[1]
+SCRIPTS = [name for name in ("process_yolo_to_classwise", "process_coco_dataset", "Create_yolo_csv", "Create_csv",
+                             "reformated_csv", "train", "run_inference", "run_base_sam_inference", "export_sam")
+           if (ROOT / f"{name}.py").is_file()]
+HEAVY = ("torch", "torchvision", "peft", "matplotlib", "pandas", "cv2", "pycocotools", "numpy", "PIL")
+
+
+def parser(docstring="What it does.\n\n    the command --here\n"):
+    made = cli.make_parser(docstring)
+    made.prog = "script.py"
+    return made
+
+
+# ---- help -------------------------------------------------------------------------------------------------
+
+def test_help_keeps_line_breaks_and_shows_defaults():
+    made = parser()
+    made.add_argument("--size", type=cli.positive_int, default=10, help="how big")
+    made.add_argument("--name", help="no default")
+    made.add_argument("--names", nargs="*", default=[], help="none by default")
+    cli.add_overwrite(made)
+    text = made.format_help()
+    assert "What it does.\n\n    the command --here\n" in text
+    assert "how big (default: 10)" in text
+    assert text.count("default:") == 1
+
+
+def test_abbreviated_flags_are_refused(capsys):
+    made = parser()
+    made.add_argument("--dataset_dir")
+    with pytest.raises(SystemExit) as exit_info:
+        made.parse_args(["--dataset", "x"])
+    assert exit_info.value.code == 2
+    assert "unrecognized arguments: --dataset x" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_every_script_has_a_parser_its_docstring_and_no_heavy_import(name):
+    """--help must answer at once: importing a script and making its parser loads nothing big."""
+    code = (f"import sys, {name} as script; text = script.get_args_parser().format_help(); "
+            f"assert script.__doc__.strip() in text; "
+            f"print([module for module in {HEAVY!r} if module in sys.modules])")
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert (done.stdout, done.stderr, done.returncode) == ("[]\n", "", 0)
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_every_script_answers_a_wrong_flag_in_one_line(name, capsys):
+    with pytest.raises(SystemExit) as exit_info:
+        importlib.import_module(name).get_args_parser().parse_args(["--no_such_flag"])
+    assert exit_info.value.code == 2
+    assert "error: " in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_the_same_flag_is_the_same_everywhere():
+    """One type and one help text for each flag that scripts share."""
+    seen = {}
+    shared = {"--overwrite", "--seed", "--num_workers", "--split", "--resplit", "--device", "--padding", "--no_crop"}
+    for name in SCRIPTS:
+        for action in importlib.import_module(name).get_args_parser()._actions:
+            for flag in shared & set(action.option_strings):
+                seen.setdefault(flag, {})[name] = (action.type, action.help)
+    assert {"--overwrite", "--seed", "--num_workers"} <= seen.keys()
+    for flag, found in seen.items():
+        assert len(set(found.values())) == 1, (flag, found)
+
+
+# ---- run --------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize(("error", "code", "line"), [
+    pytest.param(UserError("a.csv: no such file"), 1, "script.py: error: a.csv: no such file", id="bad data"),
+    pytest.param(KeyboardInterrupt(), 130, "script.py: stopped by Ctrl-C; nothing half-written was left", id="Ctrl-C"),
+    pytest.param(PermissionError(13, "Permission denied", "/out"), 1, "script.py: error: /out: Permission denied",
+                 id="unwritable folder"),
+    pytest.param(OSError(28, "No space left"), 1, "script.py: error: No space left", id="full disk"),
+    pytest.param(OSError("odd"), 1, "script.py: error: odd", id="no error number"),
+])
+def test_run_turns_user_errors_into_one_line(capsys, error, code, line):
+    def main(args):
+        raise error
+    with pytest.raises(SystemExit) as exit_info:
+        cli.run(main, parser(), [])
+    assert exit_info.value.code == code
+    assert capsys.readouterr().err == line + "\n"
+
+
+def test_run_passes_the_arguments_and_hides_no_bug():
+    made, seen = parser(), []
+    made.add_argument("--x", type=int)
+    cli.run(lambda args: seen.append(args.x), made, ["--x", "3"])
+    assert seen == [3]
+    with pytest.raises(ZeroDivisionError):
+        cli.run(lambda args: 1 / 0, made, [])
+
+
+def test_a_closed_pipe_ends_quietly():
+    """As in `script | head -1`."""
+    code = ("from sam_lora import cli\n"
+            "def main(args):\n"
+            "    for _ in range(100000): print('line')\n"
+            "cli.run(main, cli.make_parser('x'), [])\n")
+    pipe = subprocess.PIPE
+    with subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=pipe, stderr=pipe) as done:
+        done.stdout.readline()
+        done.stdout.close()
+        assert done.stderr.read() == b""
+
+
+# ---- types ------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize(("kind", "text", "expected"), [
+    (cli.positive_int, "3", 3), (cli.positive_int, "0", None), (cli.positive_int, "2.5", None),
+    (cli.non_negative_int, "0", 0), (cli.non_negative_int, "-1", None), (cli.non_negative_int, "x", None),
+    (cli.non_negative_float, "0.5", 0.5), (cli.non_negative_float, "-0.1", None), (cli.non_negative_float, "nan", None),
+    (cli.non_negative_float, "inf", None),
+])
+def test_number_types(kind, text, expected):
+    if expected is None:
+        with pytest.raises((ValueError, argparse.ArgumentTypeError)):
+            kind(text)
+    else:
+        assert kind(text) == expected
+
+
+@pytest.mark.parametrize(("shares", "good"), [
+    pytest.param("0.6 0.2 0.2", True, id="the default"),
+    pytest.param("1 0 0", True, id="train only"),
+    pytest.param("0.7 0.1 0.2", True, id="a sum that is 1 but for rounding"),
+    pytest.param("60 20 20", False, id="per cent"),
+    pytest.param("0 0.5 0.5", False, id="no train"),
+    pytest.param("0.5 0.5", False, id="two"),
+    pytest.param("0.6 0.6 -0.2", False, id="negative"),
+])
+def test_split_fractions(shares, good, capsys):
+    made = parser()
+    cli.add_split_tables(made)
+    if good:
+        assert made.parse_args(["--split", *shares.split()]).split == [float(share) for share in shares.split()]
+    else:
+        with pytest.raises(SystemExit) as exit_info:
+            made.parse_args(["--split", *shares.split()])
+        assert exit_info.value.code == 2
+        assert "argument --split: " in capsys.readouterr().err
