@@ -305,7 +305,7 @@ def main(args: argparse.Namespace) -> None:
 
     full_side = SAM_TYPES[MODEL_TYPE].image_size
     judge = build_sam(MODEL_TYPE).to(device)
-    crops = held_out_samples(full_side, 160)
+    crops = held_out_samples(full_side, 128)
 
     def append(name: str, row: dict) -> None:
         path = folder / name

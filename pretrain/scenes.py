@@ -524,15 +524,15 @@ def make_sample(rng: np.random.Generator, scene: Scene, side: int, count: int, w
     labels = np.ascontiguousarray(scene.labels[:, y0:y1, x0:x1])
     half_height, half_width = max(1, (height + 1) // 2), max(1, (width + 1) // 2)
 
-    least = max(6, labels[0].size * 0.002)
-    present = [(level, number) for level, number, area in region_sizes(labels) if area >= least]
-    others = [region for region in present if region != target]
+    least = max(6, labels[0].size * 0.005)
+    areas = {(level, number): area for level, number, area in region_sizes(labels) if area >= least}
+    others = [region for region in areas if region != target]
     chosen = [target]
     if len(others) and count > 1:
-        weights = np.array([(0.7, 1.0, 0.5)[level] for level, _ in others])
+        weights = np.array([(0.7, 1.0, 0.5)[region[0]] * areas[region] ** 0.3 for region in others])
         picks = rng.choice(len(others), min(count - 1, len(others)), replace=False, p=weights / weights.sum())
         chosen += [others[i] for i in picks]
-    if whole and target not in present:
+    if whole and target not in areas:
         chosen = chosen[1:] or chosen
     chosen = (chosen * count)[:count]
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from sam_lora.errors import UserError
 from sam_lora.files import atomic_path
 from sam_lora.lora import add_lora, merge_lora, trainable_parameters
-from sam_lora.sam import SAM_TYPES, Sam, find_weights, load_plain, load_sam, sha256_of
+from sam_lora.sam import SAM_TYPES, Sam, find_weights, load_plain, load_sam
 
 FORMAT = "sam-lora"
 FORMAT_VERSION = 1
@@ -105,12 +105,10 @@ def load_tuned_sam(path: str | Path, base_checkpoint: str | Path | None = None,
     header = content["header"]
     model_type = header["model_type"]
     base = Path(base_checkpoint) if base_checkpoint is not None else find_weights(model_type)
-    found = sha256_of(base) if base.is_file() else None
-    if found is not None and found != header["base_sha256"]:
-        raise UserError(f"{path}: was trained on {model_type} weights with SHA-256 "
-                        f"{header['base_sha256'][:12]}…, but {base} "
-                        f"has {found[:12]}…; name the right base with --base_checkpoint")
-    sam, _ = load_sam(model_type, base, header["image_size"])
+    sam, found = load_sam(model_type, base, header["image_size"])
+    if found != header["base_sha256"]:
+        raise UserError(f"{path}: was trained on {model_type} weights with SHA-256 {header['base_sha256'][:12]}…, "
+                        f"but {base} has {found[:12]}…; name the right base with --base_checkpoint")
     prepare_for_training(sam, header["lora"], header["train_decoder"])
     load_trained_state(sam, content["state"], path)
     if merge:

@@ -272,7 +272,7 @@ def write(table: "pd.DataFrame", paths: Sequence[Path]) -> list[str]:
     old file of that name goes, so that no later step takes it for one of these.
     """
     columns = [*contracts.SPLIT_COLUMNS, contracts.SOURCE_COLUMN]
-    tables, notes, empty = {}, [], []
+    tables, empty = {}, []
     for path in paths:
         if path.name == contracts.OUTPUT_TABLE:
             tables[path] = table[[*columns, contracts.SPLIT_COLUMN]]
@@ -283,7 +283,7 @@ def write(table: "pd.DataFrame", paths: Sequence[Path]) -> list[str]:
             else:
                 empty.append(path)
     contracts.write_tables(tables)
-    notes += [f"wrote {path} ({len(rows)} rows)" for path, rows in tables.items()]
+    notes = [f"wrote {path} ({len(rows)} rows)" for path, rows in tables.items()]
     for path in empty:
         old = path.exists()
         path.unlink(missing_ok=True)

@@ -5,6 +5,7 @@ import signal
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 
 from sam_lora.errors import UserError
 
@@ -25,12 +26,27 @@ def map_in_order(function: Callable, items: Sequence, num_workers: int, what: st
     # spawn everywhere: a forked process may inherit a lock that a thread of OpenCV holds
     pool = ProcessPoolExecutor(num_workers, multiprocessing.get_context("spawn"), initializer=_start_worker)
     try:
-        yield from tqdm(pool.map(function, items, chunksize=4), total=len(items), desc=what, unit="", disable=None)
+        with _interrupt_held_back():  # what is started here inherits it, so that no starting process answers Ctrl-C
+            results = pool.map(function, items, chunksize=4)
+        yield from tqdm(results, total=len(items), desc=what, unit="", disable=None)
     except BrokenProcessPool as error:
         raise UserError("a worker process died, most likely for want of memory; give a smaller --num_workers, "
                         "0 for none") from error
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+@contextmanager
+def _interrupt_held_back() -> Iterator[None]:
+    """Ctrl-C waits until the end of the block."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _start_worker() -> None:
