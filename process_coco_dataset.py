@@ -256,8 +256,11 @@ def read_images(files: Sequence[CocoFile], keep_crowd: bool, boxes: bool, report
     listed = {photo.path.resolve() for photo in photos.values()}
     on_disk = {(folder.folder / path).resolve() for folder in pictures.values() for path in folder.files}
     with_objects = sum(bool(photo.objects) for photo in photos.values())
-    report.images = {"with objects": with_objects, "without": len(photos) - with_objects, "missing": missing,
-                     "unusable": unusable, "on disk but not used": len(on_disk - listed)}
+    background = sum(photo.annotations == 0 for photo in photos.values())
+    report.images = {"with objects": with_objects,
+                     "with skipped annotations only": len(photos) - with_objects - background,
+                     "background": background, "missing": missing, "unusable": unusable,
+                     "on disk but not used": len(on_disk - listed)}
     images = [SourceImage(photo.path, photo.name, photo.split, photo.objects, photo.label_file, photo.frame_wh,
                           photo.upright) for photo in photos.values()]
     return images, object_classes(uses, report)

@@ -169,14 +169,17 @@ def read_images(root: Path, settings: dict, names: dict[int, str] | None, boxes:
         raise UserError(f"{root}: no picture found; expected images/ and labels/, train/images/ and train/labels/, or "
                         "images/train/ and labels/train/")
     images, taken = [], {}
+    background = 0
     for path in kept:
         label = label_file(path)
+        rows_before = report.total
         objects: list[SourceObject] = []
         if label in texts and label in taken:
             report.notes[f"two pictures share a label file; {taken[label]} has it, not {path}"] += 1
         elif label in texts:
             taken[label] = path
             objects = read_label_file(root / label, str(label), names, boxes, report)
+        background += report.total == rows_before
         images.append(SourceImage(root / path, str(path), picture_split(path, split_of), objects, str(label), (1, 1)))
     if not taken:
         example = label_file(kept[0])
@@ -190,8 +193,8 @@ def read_images(root: Path, settings: dict, names: dict[int, str] | None, boxes:
                 report.total += 1
                 report.skip(str(path), f"{path}:{number}", class_folders.IMAGE_MISSING)
     with_objects = sum(bool(image.objects) for image in images)
-    report.images = {"with objects": with_objects, "without": len(images) - with_objects,
-                     "missing": len(missing), "outside images/ ignored": ignored}
+    report.images = {"with objects": with_objects, "with skipped rows only": len(images) - with_objects - background,
+                     "background": background, "missing": len(missing), "outside images/ ignored": ignored}
     return images
 
 

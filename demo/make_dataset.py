@@ -1,9 +1,9 @@
 """Make the demo's data set: the same procedural pictures in YOLO form and in COCO form.
 
 Three classes, each a whole made of parts, so that three clicks leave open what is meant: a berry with its leaves and
-its highlight, a cell with its nucleus, ring and pale halo, a striped beetle with its head. The annotations always take the
-whole thing, which is what fine-tuning can learn and an untuned model cannot know. Pebbles, twigs and loose leaves lie
-about and are not annotated; twigs cut some objects into several parts.
+its highlight, a cell with its nucleus, ring and pale halo, a striped beetle with its head. The annotations always take
+the whole thing, which is what fine-tuning can learn and an untuned model cannot know. Pebbles, twigs and loose leaves
+lie about and are not annotated; twigs cut some objects into several parts.
 
 Writes  OUTPUT_DIR/yolo/data.yaml, OUTPUT_DIR/yolo/{train,valid,test}/{images,labels}/   polygons, one row an object
         OUTPUT_DIR/coco/annotations.json, OUTPUT_DIR/coco/images/   polygons of one or more parts, some as RLE
@@ -17,13 +17,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-from sam_lora import cli  # noqa: E402
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from sam_lora import cli
 
 if TYPE_CHECKING:
     import numpy as np
 
+ROOT = Path(__file__).resolve().parent.parent
 CLASS_NAMES = ("berry", "cell", "beetle")
 SPLIT_SHARES = (("train", 0.6), ("valid", 0.2), ("test", 0.2))
 FINER = 4            # masks are drawn this much larger than the picture, so that outlines have sub-pixel corners
@@ -34,7 +34,8 @@ RLE_EVERY = 9        # every ninth COCO annotation is RLE, by turns compressed a
 def get_args_parser() -> argparse.ArgumentParser:
     parser = cli.make_parser(__doc__)
     data = parser.add_argument_group("data")
-    data.add_argument("--num_images", type=cli.positive_int, default=75, metavar="N", help="320x240 and 240x320 by turns")
+    data.add_argument("--num_images", type=cli.positive_int, default=75, metavar="N",
+                      help="320x240 and 240x320 by turns")
     cli.add_seed(data)
     out = parser.add_argument_group("output")
     out.add_argument("--output_dir", default="demo_output/data", metavar="DIR", help="yolo/ and coco/ go here")
@@ -87,7 +88,7 @@ def main(args: argparse.Namespace) -> None:
 
 
 def split_names(rng: "np.random.Generator", count: int) -> list[str]:
-    """The split of each picture: shares as in SPLIT_SHARES, at random, every split used when there are three or more."""
+    """The split of each picture, at random, with the shares of SPLIT_SHARES; three pictures or more use every split."""
     names = [name for name, share in SPLIT_SHARES[1:] for _ in range(max(1, round(share * count)))]
     names = (["train"] * count + names)[-count:] if count > len(names) else ["train", *names][:count]
     return [names[i] for i in rng.permutation(len(names))]
@@ -183,10 +184,11 @@ def draw_picture(rng: "np.random.Generator", bank, width: int, height: int) -> t
     for _ in range(rng.integers(1, 3)):
         x, y = rng.uniform(0.2, 0.8, 2) * (width, height)
         if rng.random() < 0.5:
-            plate.layer(twig(rng, x, y, rng.uniform(60, 170)), (95, 70, 45) + rng.normal(0, 12, 3), 18, owner=0)
+            brown = np.array((95, 70, 45)) + rng.normal(0, 12, 3)
+            plate.layer(twig(rng, x, y, rng.uniform(60, 170)), brown, 18, owner=0)
         else:
-            plate.layer(leaf(rng, x, y, rng.uniform(0, 6.3), rng.uniform(18, 34), 0.3),
-                        (75, 115, 55) + rng.normal(0, 15, 3), 18, owner=0)
+            green = np.array((75, 115, 55)) + rng.normal(0, 15, 3)
+            plate.layer(leaf(rng, x, y, rng.uniform(0, 6.3), rng.uniform(18, 34), 0.3), green, 18, owner=0)
     picture = plate.finish()
     objects = []
     for owner, class_id in enumerate(classes, start=1):
@@ -225,8 +227,8 @@ def draw_cell(plate: Plate, owner: int, x: float, y: float, radius: float) -> No
     plate.layer(centre + (outer - centre) * 0.74, np.array((228, 222, 170)) + tint, 14)
     plate.layer(centre + (outer - centre) * 0.62, np.array((150, 165, 175)) + tint, 26)
     shift = rng.uniform(-0.15, 0.15, 2) * radius
-    plate.layer(wavy(rng, *(centre + shift), radius * rng.uniform(0.25, 0.34), 0.85, 0.08), (62, 48, 92) + tint, 16,
-                soft=0.5)
+    nucleus = wavy(rng, *(centre + shift), radius * rng.uniform(0.25, 0.34), 0.85, 0.08)
+    plate.layer(nucleus, np.array((62, 48, 92)) + tint, 16, soft=0.5)
 
 
 def draw_beetle(plate: Plate, owner: int, x: float, y: float, radius: float) -> None:

@@ -42,7 +42,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     optimisation.add_argument("--warmup", type=int, default=100, help="steps of warm-up, in each stage")
     optimisation.add_argument("--weight_decay", type=float, default=0.05)
     optimisation.add_argument("--clip", type=float, default=1.0, help="largest gradient norm")
-    optimisation.add_argument("--ema", type=float, default=0.999, help="decay of the averaged weights")
+    optimisation.add_argument("--ema", type=float, default=0.998, help="decay of the averaged weights")
     cli.add_seed(optimisation)
     run = parser.add_argument_group("run")
     run.add_argument("--threads", type=int, default=2)
@@ -58,10 +58,16 @@ def get_args_parser() -> argparse.ArgumentParser:
 
 # ---- initialisation -----------------------------------------------------------------------------------------
 
-def initialise(sam: "Sam") -> None:
-    """What makes a small SAM learn from the first step: see README.md, "What was tried"."""
+def initialise(sam: "Sam", batch: dict[str, "Tensor"]) -> None:
+    """What makes a small SAM learn from the first step: see README.md, "What was tried".
+
+    The patch embedding is a cosine transform whose channels are brought to one size on `batch`: raw, the mean
+    brightness is ten times everything else and drowns detail and position alike.
+    """
     import torch
     from torch import nn
+
+    from sam_lora.sam import preprocess
     for module in sam.modules():
         if isinstance(module, nn.Linear):
             nn.init.trunc_normal_(module.weight, std=0.02)
@@ -74,6 +80,9 @@ def initialise(sam: "Sam") -> None:
         patch = encoder.patch_embed.proj
         patch.weight.copy_(cosine_filters(patch.weight.shape[0], patch.weight.shape[2]))
         patch.bias.zero_()
+        features = encoder.patch_embed(preprocess(batch["images"], batch["input_sizes"], sam)).flatten(0, 2)
+        features = features[features.abs().sum(dim=1) > 0]
+        patch.weight.mul_((0.7 / (features.std(dim=0) + 0.1))[:, None, None, None])
 
 
 def sine_cosine_table(grid: int, width: int) -> "Tensor":
@@ -85,7 +94,7 @@ def sine_cosine_table(grid: int, width: int) -> "Tensor":
     waves = torch.cat([angles.sin(), angles.cos()], dim=1)                    # (grid, width / 2)
     rows = waves[:, None].expand(-1, grid, -1)
     columns = waves[None].expand(grid, -1, -1)
-    return torch.cat([rows, columns], dim=2)[..., :width] * 0.5
+    return torch.cat([rows, columns], dim=2)[..., :width]
 
 
 def cosine_filters(count: int, side: int) -> "Tensor":
@@ -270,6 +279,16 @@ def learning_rate(peak: float, end: float, step: int, warmup: int, progress: flo
     return min(1.0, (step + 1) / warmup) * (end + (peak - end) * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0))))
 
 
+def parameter_groups(sam: "Sam", weight_decay: float) -> list[dict]:
+    """AdamW's groups. The patch embedding learns at a tenth: its inputs agree so much that a full step upsets all."""
+    patch = set(sam.image_encoder.patch_embed.parameters())
+    matrices = [p for p in sam.parameters() if p.ndim >= 2 and p not in patch]
+    vectors = [p for p in sam.parameters() if p.ndim < 2 and p not in patch]
+    return [{"params": matrices, "weight_decay": weight_decay, "lr_scale": 1.0},
+            {"params": vectors, "weight_decay": 0.0, "lr_scale": 1.0},
+            {"params": list(patch), "weight_decay": 0.0, "lr_scale": 0.1}]
+
+
 def main(args: argparse.Namespace) -> None:
     import copy
     import csv
@@ -327,17 +346,15 @@ def main(args: argparse.Namespace) -> None:
             optimiser_state = None
         sam = build_sam(MODEL_TYPE, side)
         if model_state is None:
-            initialise(sam)
+            initialise(sam, next(iter(Batches(args.seed, side, 64, 1, 0.1))))
+            torch.set_num_threads(args.threads)
             ema_state = copy.deepcopy(sam.state_dict())
         else:
             sam.load_state_dict(resize_position_embeddings(model_state, sam))
             ema_state = resize_position_embeddings(ema_state, sam)
         sam.to(device).train()
         ema = {name: value.clone().to(device) for name, value in ema_state.items()}
-        decay = [p for p in sam.parameters() if p.ndim >= 2]
-        others = [p for p in sam.parameters() if p.ndim < 2]
-        optimiser = torch.optim.AdamW([{"params": decay, "weight_decay": args.weight_decay},
-                                       {"params": others, "weight_decay": 0.0}], lr=1e-3, betas=(0.9, 0.99), fused=True)
+        optimiser = torch.optim.AdamW(parameter_groups(sam, args.weight_decay), lr=1e-3, betas=(0.9, 0.99), fused=True)
         if optimiser_state is not None:
             optimiser.load_state_dict(optimiser_state)
         rng = np.random.default_rng((args.seed, stage, state["step"]))
@@ -370,8 +387,8 @@ def main(args: argparse.Namespace) -> None:
             batch = {name: tensor.to(device, non_blocking=True) for name, tensor in next(loader).items()}
             waits += time.perf_counter() - begin
             for group in optimiser.param_groups:
-                group["lr"] = learning_rate(peak, end, state["stage_step"], args.warmup,
-                                            state["stage_seconds"] / budget)
+                group["lr"] = group["lr_scale"] * learning_rate(
+                    peak, end, state["stage_step"], args.warmup, state["stage_seconds"] / budget)
             loss, iou = training_loss(sam, batch, rng, min(1.0, max(0.0, state["step"] / 1000 - 0.5)))
             loss.backward()
             norm = torch.nn.utils.clip_grad_norm_(sam.parameters(), args.clip)

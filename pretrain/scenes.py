@@ -151,7 +151,7 @@ class Painter:
         self.rng, self.bank, self.grey = rng, bank, grey
         self.labels = np.zeros((3, height, width), np.int32)
         self.last = 0
-        self.contrast = np.exp(rng.uniform(np.log(0.4), np.log(1.6)))  # of this scene: some are pale all over
+        self.contrast = np.exp(rng.uniform(np.log(0.55), np.log(1.8)))  # of this scene: some are pale all over
         self.roughness = np.exp(rng.uniform(np.log(0.2), np.log(1.3)))
         base = rng.uniform(20, 235) + rng.normal(0, 0 if grey else np.exp(rng.uniform(np.log(5), np.log(70))), 3)
         self.hue = np.exp(rng.uniform(np.log(0.15), np.log(1.0)))  # how far colours stray from grey
@@ -276,8 +276,8 @@ class Painter:
         if rng.random() < 0.5:
             image = cv2.GaussianBlur(image, (0, 0), rng.uniform(0.4, 1.3))
         if rng.random() < 0.6:
-            grain = cv2.randn(np.empty((height, width, 1 if self.grey else 3), np.int16), 0, rng.uniform(1, 11))
-            image = np.clip(image + grain.reshape(height, width, -1), 0, 255).astype(np.uint8)
+            grain = rng.standard_normal((height, width, 1 if self.grey else 3), np.float32) * rng.uniform(1, 11)
+            image = np.clip(image + grain, 0, 255).astype(np.uint8)
         if rng.random() < 0.3:
             curve = 255 * (np.arange(256) / 255) ** np.exp(rng.uniform(-0.6, 0.6))
             image = curve.astype(np.uint8)[image]

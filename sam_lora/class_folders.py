@@ -19,6 +19,7 @@ import multiprocessing
 import os
 import re
 import signal
+import threading
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -196,7 +197,9 @@ def _map(convert: functools.partial, images: Sequence[SourceImage], num_workers:
     # spawn everywhere: a forked process may inherit a lock that a thread of OpenCV holds
     pool = ProcessPoolExecutor(num_workers, multiprocessing.get_context("spawn"), initializer=_start_worker)
     try:
-        yield from progress(pool.map(convert, images, chunksize=4))
+        with _interrupt_ignored():  # what the workers inherit: Ctrl-C is the parent's to answer
+            results = pool.map(convert, images, chunksize=4)
+        yield from progress(results)
     except BrokenProcessPool as error:
         raise UserError("a worker process died, most likely for want of memory; give a smaller --num_workers, "
                         "0 for none") from error
@@ -204,8 +207,20 @@ def _map(convert: functools.partial, images: Sequence[SourceImage], num_workers:
         pool.shutdown(wait=True, cancel_futures=True)  # no worker may write once the staging folder goes
 
 
+@contextmanager
+def _interrupt_ignored() -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():  # others may not set signals
+        yield
+        return
+    previous = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous)
+
+
 def _start_worker() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # not inherited on Windows
     import cv2
     cv2.setNumThreads(1)
 

@@ -204,7 +204,9 @@ def add_inference(parser: argparse.ArgumentParser, output_dir: str, test_csv: st
     add_seed(out)
     add_overwrite(out)
     run_group = parser.add_argument_group("run")
-    run_group.add_argument("--batch_size", type=positive_int, default=8, metavar="N", help="images encoded together")
+    run_group.add_argument("--batch_size", type=positive_int, metavar="N",
+                           help="images encoded together; default: as many as suit the model's image size and the "
+                                "device, e.g. 8 at 256 px on the CPU, 4 at 1024 px on a GPU")
     add_num_workers(run_group, 0)
     add_device(run_group)
     return model

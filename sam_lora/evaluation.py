@@ -3,7 +3,7 @@
 import contextlib
 import json
 import re
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
@@ -101,7 +101,7 @@ def mean_iou(predictions: Iterable[Prediction]) -> float:
 # ---- a whole table ----------------------------------------------------------------------------------------
 
 def evaluate_table(load_model: Callable[[], Sam], test_csv: str | Path, output_dir: str | Path, prefix: str, *,
-                   batch_size: int, num_pictures: int, num_workers: int, device: torch.device, seed: int,
+                   batch_size: int | None, num_pictures: int, num_workers: int, device: torch.device, seed: int,
                    overwrite: bool, compare_to: str | Path | None = None, tuned: bool = True) -> pd.DataFrame:
     """Predict and score every row of `test_csv`, write the results folder, print the summary; returns the results.
 
@@ -139,13 +139,14 @@ def evaluate_table(load_model: Callable[[], Sam], test_csv: str | Path, output_d
     return results
 
 
-def _predict_table(sam: Sam, samples: Sequence[Sample], names: Sequence[str], folder: Path, batch_size: int,
+def _predict_table(sam: Sam, samples: Sequence[Sample], names: Sequence[str], folder: Path, batch_size: int | None,
                    num_workers: int, device: torch.device) -> pd.DataFrame:
     """Predict all rows and write their masks; the results table in table order, no pictures yet."""
     masks_folder = folder / contracts.PREDICTED_MASKS_FOLDER
     masks_folder.mkdir()
     side = sam.image_encoder.img_size
     dataset = PromptedImages(samples, side, PROMPTS_PER_IMAGE, with_targets=False, with_masks=True)
+    batch_size = batch_size or default_batch_size(side, device)
     loader = make_loader(dataset, side, batch_size, num_workers, pin_memory=device.type == "cuda")
 
     def finish(prediction: Prediction) -> dict:
@@ -160,9 +161,19 @@ def _predict_table(sam: Sam, samples: Sequence[Sample], names: Sequence[str], fo
                 "mask": f"{contracts.PREDICTED_MASKS_FOLDER}/{mask_name}", "picture": ""}
 
     predictions = predict(sam, batches(loader), device, contextlib.nullcontext())
-    rows = list(tqdm(_in_threads(finish, predictions), "predicting", len(samples), unit="mask", disable=None))
+    try:
+        rows = list(tqdm(_in_threads(finish, predictions), "predicting", len(samples), unit="mask", disable=None))
+    except torch.cuda.OutOfMemoryError as error:
+        raise UserError(f"out of GPU memory with {batch_size} images of {side} px together; "
+                        "give a smaller --batch_size") from error
     results = pd.DataFrame(rows).sort_values("row").reset_index(drop=True)
     return results[list(contracts.RESULT_COLUMNS)]
+
+
+def default_batch_size(side: int, device: torch.device) -> int:
+    """Images that go through the encoder together, from 1 to 32: fewer the larger the model frame."""
+    pixels = 8 * 256 ** 2 if device.type == "cpu" else 4 * 1024 ** 2
+    return min(32, max(1, pixels // side ** 2))
 
 
 def score(mask: np.ndarray, truth: np.ndarray | None) -> dict[str, float | str]:
@@ -335,18 +346,16 @@ def as_text(table: pd.DataFrame) -> str:
 
 # ---- pictures -----------------------------------------------------------------------------------------------
 
-def choose_pictures(images: Sequence[str], names: Sequence[str], count: int, seed: int) -> list[int]:
-    """Row numbers to draw, ascending: classes take turns, rows of a class by lot.
+def choose_pictures(names: Sequence[str], count: int, seed: int) -> list[int]:
+    """Numbers of the rows to draw, ascending: classes (`names`, of each row) take turns, rows of a class by lot.
 
     The choice depends on the table and the seed only, so base and tuned show the same samples.
     """
-    rng = np.random.default_rng(seed)
-    order = rng.permutation(len(images)).tolist()
-    turn: dict[str, int] = {}
+    turns: Counter[str] = Counter()
     ranked = []
-    for row in order:
-        turn[names[row]] = turn.get(names[row], 0) + 1
-        ranked.append((turn[names[row]], len(ranked), row))
+    for row in np.random.default_rng(seed).permutation(len(names)).tolist():
+        turns[names[row]] += 1
+        ranked.append((turns[names[row]], len(ranked), row))
     return sorted(row for _, _, row in sorted(ranked)[:count])
 
 
@@ -354,7 +363,7 @@ def _draw(results: pd.DataFrame, samples: Sequence[Sample], folder: Path, count:
     """Write samples/ and predictions.jpg; fill in the results' column `picture`."""
     (folder / contracts.SAMPLES_FOLDER).mkdir()
     names = results["class_name"].tolist()
-    chosen = choose_pictures(results["image"].tolist(), names, count, seed)
+    chosen = choose_pictures(names, count, seed)
     iou = pd.to_numeric(results["iou"], errors="coerce")
     ranked = iou.dropna().sort_values(kind="stable").index.tolist()
     shown = figures.SHEET_COLUMNS

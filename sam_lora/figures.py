@@ -170,7 +170,7 @@ def _font(size: int) -> ImageFont.ImageFont:
 def _text(text: str, width: int, size: int, colour: tuple[int, int, int]) -> np.ndarray:
     """A strip of one line, cut with … where it is longer than `width`."""
     font = _font(size)
-    text = " ".join(text.split())
+    text = " ".join(text.split())[:width]  # no letter is narrower than a pixel
     if font.getlength(text) > width:
         while text and font.getlength(text + "…") > width:
             text = text[:-1]

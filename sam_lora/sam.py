@@ -6,6 +6,7 @@ the decoder takes one embedding per prompt.
 """
 
 import hashlib
+import http.client
 import shutil
 import urllib.error
 import urllib.request
@@ -224,7 +225,7 @@ def download(url: str, path: Path, size: int, sha256: str) -> None:
                     while chunk := response.read(1 << 20):
                         file.write(chunk)
                         bar.update(len(chunk))
-        except (urllib.error.URLError, OSError) as error:
+        except (urllib.error.URLError, http.client.HTTPException, OSError) as error:
             reason = getattr(error, "reason", None) or error
             raise UserError(f"{path}: not there, and the download failed ({reason}); {by_hand}") from error
     if partial.stat().st_size < size:

@@ -117,7 +117,8 @@ def test_three_files_become_class_folders(tmp_path: Path, capsys: pytest.Capture
     assert json.loads((tmp_path / "out" / "classes.json").read_text()) == {
         "Class_1_disc": {"class_id": 1, "class_name": "disc"}, "Class_5_a_b": {"class_id": 5, "class_name": "a/b"}}
     printed = capsys.readouterr().out
-    assert printed.startswith("annotations: 3 = 3 crops + 0 skipped\npictures: 3 with objects, 3 without, 0 missing")
+    assert printed.startswith("annotations: 3 = 3 crops + 0 skipped\npictures: 3 with objects, "
+                              "0 with skipped annotations only, 3 background, 0 missing")
     assert printed.count("categories 1, 6 are all named 'disc': one class") == 3
 
 
@@ -160,7 +161,7 @@ def test_missing_twin_and_outside_pictures_are_skipped(tmp_path: Path, capsys: p
     assert manifest.source_image.tolist() == ["a.jpg", "x/twin.jpg"]
     assert skipped == {"several pictures have that file name": 1, "picture not found": 2, "picture cannot be read": 1,
                        "image_id that no image has": 1}
-    assert "2 with objects, 0 without, 2 missing, 2 unusable, 3 on disk but not used" in capsys.readouterr().out
+    assert "0 background, 2 missing, 2 unusable, 3 on disk but not used" in capsys.readouterr().out
 
 
 def test_most_pictures_missing_is_an_error(tmp_path: Path):

@@ -79,7 +79,8 @@ def test_a_data_set_becomes_class_folders(tmp_path: Path, capsys: pytest.Capture
     printed = capsys.readouterr().out.splitlines()
     assert printed[:4] == [
         "label rows: 4 = 3 crops + 1 skipped", "  skipped 1: only a box, no outline (--boxes rectangle takes it)",
-        "pictures: 2 with objects, 2 without, 0 missing, 0 outside images/ ignored", "classes: minor crack 1, a/b 2"]
+        "pictures: 2 with objects, 0 with skipped rows only, 2 background, 0 missing, 0 outside images/ ignored",
+        "classes: minor crack 1, a/b 2"]
 
 
 @pytest.mark.parametrize(("files", "yaml", "expected"), [
@@ -92,9 +93,9 @@ def test_a_data_set_becomes_class_folders(tmp_path: Path, capsys: pytest.Capture
     pytest.param([("one/images/a.jpg", "one/labels/a.txt"), ("two/images/deep/b.jpg", "two/labels/deep/b.txt")],
                  "names: [x]\npath: /gone\ntrain: [one/images]\nval: ../two/images",
                  {"one/images/a.jpg": "train", "two/images/deep/b.jpg": "val"}, id="folders that only the yaml names"),
-    pytest.param([("images/a.jpg", "labels/a.txt"), ("images/b.jpg", "labels/b.txt")],
-                 "names: [x]\ntrain: images\nval: images", {"images/a.jpg": "", "images/b.jpg": ""},
-                 id="one folder for both splits"),
+    pytest.param([("images/a.jpg", "labels/a.txt"), ("test/images/b.jpg", "test/labels/b.txt")],
+                 "names: [x]\ntrain: images\nval: images", {"images/a.jpg": "", "test/images/b.jpg": "test"},
+                 id="one folder for two splits"),
     pytest.param([("images/a.jpg", "labels/a.txt"), ("images/b.jpg", "labels/b.txt")],
                  "names: [x]\ntrain: train.txt\nval: val.txt", {"images/a.jpg": "train", "images/b.jpg": "val"},
                  id="lists of pictures"),
@@ -211,7 +212,7 @@ def test_labels_without_a_picture_and_twin_pictures_are_told(tmp_path: Path, cap
         ["labels/broken.txt", "labels/broken.txt:1", "picture cannot be read", "not an image that can be read"]]
     printed = capsys.readouterr().out
     assert "label rows: 4 = 1 crops + 3 skipped" in printed
-    assert "2 with objects, 1 without, 1 missing, 1 outside images/ ignored" in printed
+    assert "2 with objects, 0 with skipped rows only, 1 background, 1 missing, 1 outside images/ ignored" in printed
     assert "two pictures share a label file; images/a.jpg has it, not images/a.png" in printed
 
 

@@ -1,0 +1,137 @@
+"""Pictures: their sizes, colours in the right places, and odd input."""
+
+import subprocess
+import sys
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pandas as pd
+import pytest
+
+from sam_lora import figures
+from sam_lora.figures import MISSED, RIGHT, TOO_MUCH, Example
+
+NAN = float("nan")
+
+
+def example(height: int, width: int, truth: bool = True, **changes) -> Example:
+    """A grey picture; the truth is its left half, the prediction its middle, over the lower half."""
+    image = np.full((height, width, 3), 128, np.uint8)
+    true, predicted = np.zeros((2, height, width), dtype=bool)
+    true[height // 2:, :width // 2] = True
+    predicted[height // 2:, width // 4:3 * width // 4] = True
+    parts = {"image": image, "points": [(width / 8, height * 0.75)], "point_labels": [1], "box": None,
+             "predicted": predicted, "truth": true if truth else None, **changes}
+    return Example(**parts)
+
+
+def amount(picture: np.ndarray, colour: tuple[int, int, int]) -> int:
+    """Pixels of grey under a tint of `colour`."""
+    tint = 128 + figures.OPACITY * (np.array(colour) - 128.0)
+    return int((np.abs(picture - tint).max(axis=2) < 2).sum())
+
+
+@pytest.mark.parametrize(("height", "width"), [
+    pytest.param(30, 44, id="small"), pytest.param(900, 1400, id="large"), pytest.param(8, 600, id="very wide"),
+    pytest.param(700, 10, id="very tall"), pytest.param(3, 2, id="a few pixels"),
+])
+@pytest.mark.parametrize("truth", [True, False])
+def test_every_size_gives_a_picture_to_look_at(height, width, truth):
+    panel = figures.panel(example(height, width, truth), "class · IoU 0.50", "file.png")
+    assert panel.dtype == np.uint8 and panel.ndim == 3
+    assert 640 <= panel.shape[1] <= 2000 and 80 <= panel.shape[0] <= 800
+    cell = figures.sheet_cell(example(height, width, truth), "class")
+    assert cell.shape[1] == figures.SHEET_CELL and cell.shape[0] <= figures.SHEET_TILE[1] + 30
+    overlay = figures.overlay(example(height, width, truth))
+    assert max(overlay.shape[:2]) <= figures.OVERLAY_LONGEST
+    assert overlay.shape[1] / overlay.shape[0] == pytest.approx(width / height, rel=0.5)
+
+
+def test_right_too_much_and_missed_have_their_own_colours_in_their_own_places():
+    scaled = figures._Scaled(example(60, 80), 4)
+    _, prediction, truth = figures._tiles(scaled)
+    assert prediction.shape == truth.shape == (240, 320, 3)
+    quarter = 80 * 120
+    for colour, columns in ((MISSED, slice(0, 80)), (RIGHT, slice(80, 160)), (TOO_MUCH, slice(160, 240))):
+        assert 0.9 * quarter < amount(prediction[120:, columns], colour) <= quarter
+        assert amount(prediction, colour) <= quarter
+    assert amount(prediction[:110], MISSED) == amount(prediction[:110], RIGHT) == 0
+    assert 1.8 * quarter < amount(truth[120:, :160], RIGHT) <= 2 * quarter
+
+
+def test_the_three_colours_differ_in_brightness_too():
+    brightness = [cv2.cvtColor(np.uint8([[colour]]), cv2.COLOR_RGB2GRAY)[0, 0] for colour in (TOO_MUCH, RIGHT, MISSED)]
+    assert all(int(b) - int(a) > 30 for a, b in pairwise(brightness))
+
+
+def test_an_object_a_pixel_wide_survives_reduction():
+    crack = np.zeros((1200, 1600), dtype=bool)
+    crack[601] = True
+    shown = replace(example(1200, 1600), predicted=crack, truth=crack)
+    _, prediction, _ = figures._tiles(figures._Scaled(shown, 0.2))
+    assert np.abs(prediction[120].astype(int) - 128).max(axis=1).min() > 5
+
+
+def test_points_are_marked_where_they_are_and_labels_differ():
+    marks = {}
+    for label in (1, 0):
+        scaled = figures._Scaled(example(60, 80, points=[(20, 10)], point_labels=[label]), 4)
+        tile = scaled.with_prompt(scaled.image.copy())
+        ys, xs = np.nonzero((tile != 128).any(axis=2))
+        assert (xs.min() + xs.max()) / 2 == pytest.approx(81.5, abs=1)  # the middle of pixel 20, four times as large
+        assert (ys.min() + ys.max()) / 2 == pytest.approx(41.5, abs=1)
+        marks[label] = tile
+    assert marks[1].mean() > marks[0].mean()
+
+
+def test_a_box_is_drawn():
+    scaled = figures._Scaled(example(60, 80, points=[], point_labels=[], box=(10, 20, 50, 40)), 4)
+    tile = scaled.with_prompt(scaled.image.copy())
+    ys, xs = np.nonzero((tile == 255).all(axis=2))
+    np.testing.assert_allclose([xs.min(), ys.min(), xs.max(), ys.max()], [40, 80, 200, 160], atol=2)
+
+
+@pytest.mark.parametrize("text", ["Зубной камень", "牙结石 ½", "a\nb\tc", "", "x" * 5000, "\u202eabc"])
+def test_any_text_fits(text):
+    assert figures._text(text, 200, 15, (0, 0, 0)).shape[1] == 200
+    strip = figures._text("Ж", 200, 15, (0, 0, 0))
+    assert not np.array_equal(strip, figures._text("Ш", 200, 15, (0, 0, 0)))  # not two boxes for missing letters
+
+
+def test_contact_sheet_is_as_wide_as_its_columns_whatever_is_on_it():
+    cells = [figures.sheet_cell(example(30, 40 + i), f"no. {i}") for i in range(7)]
+    sheets = [figures.contact_sheet("title", [("some", cells[:count])]) for count in (1, 3, 4, 7)]
+    assert len({sheet.shape[1] for sheet in sheets}) == 1
+    heights = [sheet.shape[0] for sheet in sheets]
+    assert heights[0] == heights[1] < heights[2] < heights[3]
+
+
+LOG = pd.DataFrame({"epoch": [0, 1, 2], "train_loss": [NAN, 0.9, 0.5], "val_loss": [1.2, 0.8, 0.7],
+                    "train_iou": [NAN, 0.5, 0.7], "val_iou": [0.4, 0.6, 0.5], "learning_rate": [NAN, 1e-4, 0.0]})
+
+
+@pytest.mark.parametrize("log", [
+    pytest.param(LOG, id="two epochs"), pytest.param(LOG[:1], id="untuned only"),
+    pytest.param(LOG.assign(val_loss=NAN, val_iou=NAN), id="no validation"),
+    pytest.param(LOG[:1].assign(val_loss=NAN, val_iou=NAN), id="nothing yet"),
+])
+def test_training_curves(tmp_path: Path, log):
+    path = tmp_path / "curves.png"
+    figures.training_curves(log, path)
+    picture = cv2.imread(str(path))
+    assert picture.shape[1] > picture.shape[0] > 200
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_training_curves_need_no_screen(tmp_path):
+    code = ("import sys, pandas as pd; from sam_lora import figures\n"
+            "log = pd.DataFrame({'epoch': [0, 1]} | {name: [0.5, 0.6] for name in "
+            "('train_loss', 'val_loss', 'train_iou', 'val_iou', 'learning_rate')})\n"
+            f"figures.training_curves(log, {str(tmp_path / 'a.png')!r})\n"
+            "print('matplotlib.pyplot' in sys.modules)")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True,
+                          cwd=Path(figures.__file__).parents[1], env={"MPLBACKEND": "TkAgg", "PATH": ""})
+    assert done.stdout.strip() == "False"
