@@ -10,6 +10,7 @@ writes  processed_dataset/Class_<id>_<name>/images/<photo>_<n>.png   each object
         processed_dataset/instances.csv           where each crop comes from
         processed_dataset/classes.json            folder -> class id and name
         processed_dataset/conversion_report.csv   every annotation that was skipped, and why
+        processed_dataset/preview.jpg             some of the crops with their masks' outlines
 
 The split (train, val, test) is taken from the JSON file's name or folder. Next: Create_csv.py.
 """
@@ -20,11 +21,13 @@ import math
 import os
 import re
 import unicodedata
+from array import array
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from time import perf_counter
+from typing import TextIO
 from urllib.parse import unquote
 
 from sam_lora import class_folders, cli
@@ -32,6 +35,7 @@ from sam_lora.class_folders import ConversionReport, CropSettings, ObjectClass, 
 from sam_lora.errors import UserError
 
 CROWD_EXPORT = 0.9      # CVAT marks every mask drawn by brush or SAM as iscrowd: then the flag means nothing
+ANNOTATION_KEYS = ("id", "image_id", "category_id", "iscrowd", "bbox", "segmentation", "caption", "segments_info")
 FAR = 1e15              # beyond it a coordinate is as good as infinite
 
 CROWD = "iscrowd (--crowd keep takes it)"
@@ -68,9 +72,9 @@ def main(args: argparse.Namespace) -> None:
         files = [read_coco_json(Path(path), folder) for path, folder in zip(args.coco_json, folders)]
         keep_crowd = args.crowd == "keep" or (args.crowd == "auto" and crowd_means_nothing(files, report))
         images, classes = read_images(files, keep_crowd, args.boxes == "rectangle", report, Path(args.output_dir))
-        class_folders.write_class_folders(images, classes, staging,
-                                          CropSettings(args.padding, args.min_size, args.no_crop),
-                                          args.num_workers, report)
+        class_folders.write_class_folders(
+            images, classes, staging,
+            CropSettings(args.padding, args.min_size, args.no_crop, args.square, args.tile), args.num_workers, report)
     print(*report.lines(), sep="\n")
     print(f"{'dry run: nothing written' if args.dry_run else f'written to {args.output_dir}'}, "
           f"{perf_counter() - start:.1f} s")
@@ -96,15 +100,18 @@ def read_coco_json(path: Path, images_dir: Path) -> CocoFile:
     if not images_dir.is_dir():
         raise UserError(f"{images_dir}: {'is a file' if images_dir.exists() else 'no such folder'}; expected the "
                         f"folder of {path}'s pictures; give --images_dir")
+    data = {}
     try:
-        data = json.loads(path.read_text(encoding="utf-8-sig"))
+        with path.open(encoding="utf-8-sig") as file:
+            for key, value in json_entries(file, {"images": _slim_image, "annotations": _slim_annotation}):
+                data[key] = value
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: broken JSON ({error})") from error
-    if isinstance(data, list):
+    if None in data and isinstance(data[None], list):
         raise UserError(f"{path}: found a list, as COCO result files are; expected an annotation file with images, "
                         "annotations and categories")
     keys = ("images", "annotations", "categories")
-    missing = [key for key in keys if not isinstance(data, dict) or not isinstance(data.get(key), list)]
+    missing = [key for key in keys if not isinstance(data.get(key), list)]
     if missing:
         raise UserError(f"{path}: no list of {', '.join(missing)}; expected COCO instance annotations, with lists of "
                         f"{', '.join(keys)}")
@@ -116,9 +123,128 @@ def read_coco_json(path: Path, images_dir: Path) -> CocoFile:
     for category in data["categories"]:
         if isinstance(category, dict) and (key := id_text(category.get("id"))):
             name = category.get("name")
-            categories.setdefault(key, ("" if name is None else str(name).strip()) or f"category_{key}")
+            categories.setdefault(key, class_folders.clean_name(name) or f"category_{key}")
     images = [image for image in data["images"] if isinstance(image, dict)]
     return CocoFile(path, images_dir, split_of(path, images_dir), categories, images, data["annotations"])
+
+
+def json_entries(file: TextIO, slim: Mapping[str, Callable]) -> Iterator[tuple[str | None, object]]:
+    """The entries of a JSON object, one at a time; (None, the value) where the file holds no object.
+
+    Of a list under a key of `slim`, each element is read and passed through that function by itself, so that a file of
+    any size needs the memory of what the function keeps. Raises ValueError or RecursionError where it is no JSON.
+    """
+    text = _JsonText(file)
+    if text.next_character() != "{":
+        yield None, [] if text.next_character() == "[" else text.value()  # which list, does not matter
+        return
+    for _ in text.items("{", "}"):
+        key = text.value()
+        if not isinstance(key, str):
+            text.fail("a text as key")
+        text.take(":")
+        if key in slim and text.next_character() == "[":
+            yield key, [slim[key](text.value()) for _ in text.items("[", "]")]
+        else:
+            yield key, text.value()
+    text.end()
+
+
+class _JsonText:
+    """JSON text read piece by piece: the standard decoder takes a value at a time from what is there so far."""
+
+    PIECE = 2**20  # characters
+
+    def __init__(self, file: TextIO):
+        self.file = file
+        self.text, self.place, self.behind = "", 0, 0  # `behind`: characters of the file before `text`
+        self.complete = False
+        self.decode = json.JSONDecoder().raw_decode
+
+    def _read(self, size: int) -> None:
+        piece = self.file.read(size)
+        self.complete = not piece
+        self.behind += self.place
+        self.text, self.place = self.text[self.place:] + piece, 0
+
+    def next_character(self) -> str:
+        """The next character that is no white space, left where it is; "" at the end."""
+        while True:
+            self.place = _JSON_SPACE.match(self.text, self.place).end()
+            if self.place < len(self.text) or self.complete:
+                return self.text[self.place:self.place + 1]
+            self._read(self.PIECE)
+
+    def take(self, character: str) -> None:
+        if self.next_character() != character:
+            self.fail(f"{character!r}")
+        self.place += 1
+
+    def items(self, first: str, last: str) -> Iterator[None]:
+        """Stands before each item of a list or object in turn; the caller reads it."""
+        self.take(first)
+        if self.next_character() == last:
+            self.place += 1
+            return
+        while True:
+            yield
+            if self.next_character() == last:
+                self.place += 1
+                return
+            self.take(",")
+
+    def value(self) -> object:
+        self.next_character()
+        while True:
+            try:
+                value, end = self.decode(self.text, self.place)
+                if end < len(self.text) or self.complete:  # else it may go on: 12 of 123
+                    self.place = end
+                    return value
+            except json.JSONDecodeError as error:
+                if self.complete:
+                    raise ValueError(f"{error.msg} at character {self.behind + error.pos}") from None
+            self._read(max(self.PIECE, len(self.text) - self.place))
+
+    def end(self) -> None:
+        if self.next_character():
+            self.fail("the end")
+
+    def fail(self, expected: str) -> None:
+        raise ValueError(f"expected {expected} at character {self.behind + self.place}")
+
+
+_JSON_SPACE = re.compile(r"[ \t\n\r]*")
+
+
+def _slim_image(image: object) -> object:
+    return {key: image[key] for key in ("id", "file_name", "width", "height") if key in image} \
+        if isinstance(image, dict) else image
+
+
+def _slim_annotation(annotation: object) -> object:
+    """What is needed of an annotation, its numbers packed: 8 bytes each instead of 32 or more."""
+    if not isinstance(annotation, dict):
+        return annotation
+    kept = {key: annotation[key] for key in ANNOTATION_KEYS if key in annotation}
+    outline = kept.get("segmentation")
+    if isinstance(outline, list):
+        kept["segmentation"] = [_packed(part) for part in outline] if outline and isinstance(outline[0], list) \
+            else _packed(outline)
+    elif isinstance(outline, dict):
+        kept["segmentation"] = {key: _packed(outline[key]) if key == "counts" else outline[key]
+                                for key in ("size", "counts") if key in outline}
+    return kept
+
+
+def _packed(values: object) -> object:
+    """A list of numbers as an array of doubles; anything else as it is."""
+    if not isinstance(values, list) or not values or not {*map(type, values)} <= {int, float}:
+        return values
+    try:
+        return array("d", values)
+    except OverflowError:  # whole numbers beyond 1e308
+        return values
 
 
 def split_of(path: Path, images_dir: Path) -> str:
@@ -133,10 +259,15 @@ def split_of(path: Path, images_dir: Path) -> str:
 def id_text(value: object) -> str:
     """An id as text, "12" for 12, 12.0 and "12"; "" for what is no id."""
     if isinstance(value, str):
-        return value.strip()
+        return class_folders.printable(value.strip())
     if isinstance(value, float) and value.is_integer():
         return str(int(value))
     return str(value) if isinstance(value, int) and not isinstance(value, bool) else ""
+
+
+def number_of(key: str) -> int | None:
+    """The whole number that an id is, None for other text ("a1", "007", a hundred digits)."""
+    return int(key) if re.fullmatch("0|-?[1-9][0-9]{0,17}", key) else None
 
 
 def is_crowd(annotation: dict) -> bool:
@@ -167,20 +298,22 @@ def object_classes(uses: Counter, report: ConversionReport) -> dict[str, ObjectC
         ids[name].add(category_id)
     wanted = {name: min(found, key=_id_order) for name, found in ids.items()}
     taken = set(wanted.values())
-    free = max((int(key) for key in taken if key.lstrip("-").isdecimal()), default=0) + 1
+    free = max((number for key in taken if (number := number_of(key)) is not None), default=0) + 1
     classes, given = {}, set()
     for name, key in sorted(wanted.items(), key=lambda item: (_id_order(item[1]), item[0])):
         if key in given:
             report.notes[f"category id {key} has several names; {name!r} became id {free}"] += 1
             key, free = str(free), free + 1
         given.add(key)
-        classes[name] = (int(key) if key.lstrip("-").isdecimal() else key)
+        number = number_of(key)
+        classes[name] = key if number is None else number
     folders = class_folders.class_folder_names({name: f"{key}_{name}" for name, key in classes.items()})
     return {name: ObjectClass(key, name, folders[name]) for name, key in classes.items()}
 
 
 def _id_order(key: str) -> tuple:
-    return (0, int(key), "") if key.lstrip("-").isdecimal() else (1, 0, key)
+    number = number_of(key)
+    return (1, 0, key) if number is None else (0, number, "")
 
 
 def note_shared_names(files: Sequence[CocoFile], report: ConversionReport) -> None:
@@ -196,9 +329,9 @@ def note_shared_names(files: Sequence[CocoFile], report: ConversionReport) -> No
 class Pictures:
     """The picture files of one folder, found by the file_name of a COCO file."""
 
-    def __init__(self, folder: Path, output_dir: Path):
+    def __init__(self, folder: Path, output_dir: Path, notes: Counter):
         self.folder = folder
-        self.files = class_folders.source_files(folder, output_dir)
+        self.files = class_folders.source_files(folder, output_dir, notes=notes)
         self.known = set(self.files)
         self.by_name = defaultdict(list)
         for path in self.files:
@@ -243,7 +376,7 @@ def read_images(files: Sequence[CocoFile], keep_crowd: bool, boxes: bool, report
     """(every picture found, with its objects; classes by name). Raises UserError where most pictures are missing."""
     note_shared_names(files, report)
     folders = {file.images_dir.resolve(): file.images_dir for file in files}
-    pictures = {key: Pictures(folder, output_dir) for key, folder in folders.items()}
+    pictures = {key: Pictures(folder, output_dir, report.notes) for key, folder in folders.items()}
     root = Path(os.path.commonpath([str(key) for key in folders]))
     photos: dict[tuple[Path, str], _Photo] = {}
     uses: Counter = Counter()
@@ -342,7 +475,7 @@ def _add_annotations(file: CocoFile, found: dict[str, "_Photo | str"], keep_crow
             if not isinstance(annotation, dict):
                 raise AnnotationError("no annotation")
             source_id = f"annotation {id_text(annotation.get('id'))}" if id_text(annotation.get("id")) else source_id
-            photo = found.get(id_text(annotation.get("image_id")), "image_id that no image has")
+            photo = found.get(id_text(annotation.get("image_id")) or None, "image_id that no image has")
             if isinstance(photo, str):
                 raise AnnotationError(photo)
             photo.annotations += 1
@@ -377,7 +510,7 @@ def parse_segmentation(segmentation: object, frame_wh: tuple[float, float] | Non
         return [], None
     if isinstance(segmentation, dict):
         return [], segmentation
-    if not isinstance(segmentation, list):
+    if not isinstance(segmentation, list | array):
         raise AnnotationError("segmentation that is neither polygons nor RLE")
     if all(map(_is_number, segmentation)):  # a polygon whose outer list is missing, or an RLE without its size
         reach = max(frame_wh) * 1.5 if frame_wh else math.inf
@@ -386,7 +519,7 @@ def parse_segmentation(segmentation: object, frame_wh: tuple[float, float] | Non
             raise AnnotationError("a plain list of numbers that looks like RLE counts")
         segmentation = [segmentation]
     polygons = [part for part in segmentation
-                if isinstance(part, list) and len(part) >= 6 and len(part) % 2 == 0 and all(map(_is_number, part))]
+                if isinstance(part, list | array) and len(part) >= 6 and len(part) % 2 == 0 and all(map(_is_number, part))]
     if not polygons:
         raise AnnotationError("no polygon part of three finite points")
     if len(polygons) < len(segmentation):

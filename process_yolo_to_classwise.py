@@ -9,15 +9,18 @@ writes  processed_dataset/Class_<name>/images/<photo>_<line>.png   each object, 
         processed_dataset/instances.csv           where each crop comes from
         processed_dataset/classes.json            folder -> class id and name
         processed_dataset/conversion_report.csv   every label row that was skipped, and why
+        processed_dataset/preview.jpg             some of the crops with their masks' outlines
 
 A label row is `class x1 y1 x2 y2 x3 y3 ...`, shares of the picture's width and height. Next: Create_yolo_csv.py.
 """
 
 import argparse
 import math
-from collections import defaultdict
-from collections.abc import Sequence
+from array import array
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path, PurePosixPath
 from time import perf_counter
 
@@ -57,7 +60,7 @@ def main(args: argparse.Namespace) -> None:
         images = read_images(root, settings, names, args.boxes == "rectangle", report, Path(args.output_dir))
         class_folders.write_class_folders(
             images, object_classes(names, images, report), staging,
-            CropSettings(args.padding, args.min_size, args.no_crop), args.num_workers, report)
+            CropSettings(args.padding, args.min_size, args.no_crop, args.square, args.tile), args.num_workers, report)
     print(*report.lines(), sep="\n")
     print(f"{'dry run: nothing written' if args.dry_run else f'written to {args.output_dir}'}, "
           f"{perf_counter() - start:.1f} s")
@@ -75,7 +78,7 @@ def read_data_yaml(root: Path) -> tuple[dict, Path | None]:
         return {}, None
     try:
         settings = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError, ValueError) as error:
+    except (yaml.YAMLError, RecursionError, ValueError, TypeError, AttributeError, LookupError) as error:  # PyYAML's own
         mark = getattr(error, "problem_mark", None)
         where = f" at line {mark.line + 1}" if mark else ""
         raise UserError(f"{path}: broken YAML{where}; expected `names:` and the class names") from error
@@ -100,7 +103,7 @@ def class_names(root: Path, given: Sequence[str] | None, settings: dict, yaml_pa
         names = _names_from_yaml(names, yaml_path)
         count = settings.get("nc")
         if isinstance(count, int) and count != len(names):
-            report.notes[f"{yaml_path.name}: nc is {count}, but names has {len(names)}; the names were taken"] += 1
+            report.notes[f"{yaml_path.name}: nc is {count if abs(count) < 10**9 else 'huge'}, but names has {len(names)}; the names were taken"] += 1
         return names
     for folder in (root, root / "labels", root / "train", root / "train" / "labels"):
         if (folder / CLASSES_TXT).is_file():
@@ -134,8 +137,8 @@ def _names_from_yaml(names: object, path: Path) -> dict[int, str]:
         raise UserError(f"{path}: names is empty; give the names with --class_names")
     unnamed = [name for _, name in pairs if isinstance(name, list | dict)]
     if unnamed:
-        raise UserError(f"{path}: names holds {str(unnamed[0])[:40]!r}, expected plain names")
-    return {i: ("" if name is None else str(name).strip()) or f"class_{i}" for i, name in sorted(pairs)}
+        raise UserError(f"{path}: names holds a {type(unnamed[0]).__name__}, expected plain names")
+    return {i: class_folders.clean_name(name) or f"class_{i}" for i, name in sorted(pairs, key=lambda pair: pair[0])}
 
 
 def object_classes(names: dict[int, str] | None, images: Sequence[SourceImage], report: ConversionReport
@@ -158,20 +161,21 @@ def object_classes(names: dict[int, str] | None, images: Sequence[SourceImage], 
 def read_images(root: Path, settings: dict, names: dict[int, str] | None, boxes: bool, report: ConversionReport,
                 output_dir: Path) -> list[SourceImage]:
     """Every picture below `root` with its label file's objects. Raises UserError."""
-    files = class_folders.source_files(root, output_dir, (".txt",))
+    files = class_folders.source_files(root, output_dir, (".txt",), report.notes)
     texts = {path for path in files if path.suffix.lower() == ".txt"}
     pictures = [path for path in files if path not in texts]
-    split_of = named_splits(settings, root, pictures, texts)
+    split_of = named_splits(settings, root, pictures, texts, report.notes)
     kept = [path for path in pictures if _place(path.parts, "images") is not None or _named(path, split_of)]
     ignored = len(pictures) - len(kept) if kept else 0
     kept = kept or pictures  # labels beside pictures, as darknet has them
     if not kept:
         raise UserError(f"{root}: no picture found; expected images/ and labels/, train/images/ and train/labels/, or "
                         "images/train/ and labels/train/")
+    labels = label_files(kept, texts)
     images, taken = [], {}
     background = 0
     for path in kept:
-        label = label_file(path)
+        label = labels[path]
         rows_before = report.total
         objects: list[SourceObject] = []
         if label in texts and label in taken:
@@ -182,11 +186,11 @@ def read_images(root: Path, settings: dict, names: dict[int, str] | None, boxes:
         background += report.total == rows_before
         images.append(SourceImage(root / path, str(path), picture_split(path, split_of), objects, str(label), (1, 1)))
     if not taken:
-        example = label_file(kept[0])
+        example = labels[kept[0]]
         raise UserError(f"{root}: {len(kept)} pictures, but not one label file; {root / example} is expected for "
                         f"{root / kept[0]}")
     missing = [path for path in texts if path not in taken and _place(path.parts, "labels") is not None
-               and path.name != CLASSES_TXT]
+               and path.name.lower() != CLASSES_TXT]
     for path in missing:
         for number, line in enumerate(_lines(root / path), start=1):
             if line.strip():
@@ -198,19 +202,23 @@ def read_images(root: Path, settings: dict, names: dict[int, str] | None, boxes:
     return images
 
 
-def named_splits(settings: dict, root: Path, pictures: Sequence[PurePosixPath], texts: set[PurePosixPath]
-                 ) -> dict[PurePosixPath, str]:
+def named_splits(settings: dict, root: Path, pictures: Sequence[PurePosixPath], texts: set[PurePosixPath],
+                 notes: Counter) -> dict[PurePosixPath, str]:
     """{folder or picture: train, val or test} as data.yaml has it: a folder, a .txt list of pictures, or several.
 
-    Its paths are often stale (another machine, Windows, ../): the longest end of one that is here counts. What two
-    splits name belongs to neither.
+    Its paths are often stale (another machine, Windows, ../): the longest end of one that is here counts, whatever the
+    case. What two splits name belongs to neither; what is not here is noted.
     """
-    here = {*pictures, *texts, *(parent for path in pictures for parent in path.parents)} - {PurePosixPath(".")}
+    known = {*pictures, *texts, *(parent for path in pictures for parent in path.parents)} - {PurePosixPath(".")}
+    here = {str(path).casefold(): path for path in sorted(known)}
     named = defaultdict(set)
     for key, values in settings.items():
         split = class_folders.normalise_split(key) if isinstance(key, str) else ""
-        for value in (values if isinstance(values, list) else [values]) if split else ():
-            path = _longest_end(str(value), here)
+        values = values if isinstance(values, list) else [values]
+        for value in [value for value in values if split and isinstance(value, str) and value.strip()]:
+            path = _longest_end(value, here)
+            if path is None:
+                notes[f"data.yaml names a folder that is not here: {key}: {value[:200]}"] += 1
             listed = _lines(root / path) if path in texts else []
             for found in [_longest_end(line.strip(), here) for line in listed] if path in texts else [path]:
                 named[found].add(split)
@@ -218,10 +226,10 @@ def named_splits(settings: dict, root: Path, pictures: Sequence[PurePosixPath], 
     return {path: splits.pop() for path, splits in named.items() if len(splits) == 1}
 
 
-def _longest_end(path: str, here: set[PurePosixPath]) -> PurePosixPath | None:
-    parts = [part for part in path.replace("\\", "/").split("/") if part not in ("", ".", "..")]
-    ends = (PurePosixPath(*parts[start:]) for start in range(len(parts)))
-    return next((end for end in ends if end in here), None)
+def _longest_end(path: str, here: Mapping[str, PurePosixPath]) -> PurePosixPath | None:
+    parts = [part for part in path.casefold().replace("\\", "/").split("/") if part not in ("", ".", "..")][-50:]
+    ends = ("/".join(parts[start:]) for start in range(len(parts)))
+    return next((here[end] for end in ends if end in here), None)
 
 
 def picture_split(path: PurePosixPath, split_of: dict[PurePosixPath, str]) -> str:
@@ -236,6 +244,14 @@ def picture_split(path: PurePosixPath, split_of: dict[PurePosixPath, str]) -> st
     return split_of[named] if named else ""
 
 
+def label_files(pictures: Sequence[PurePosixPath], texts: set[PurePosixPath]) -> dict[PurePosixPath, PurePosixPath]:
+    """{picture: where its labels are}; Labels/A.TXT serves images/a.jpg where nothing else does."""
+    exact = {path: label_file(path) for path in pictures}
+    folded = {str(path).casefold(): path for path in sorted(texts.difference(exact.values()))}
+    return {path: label if label in texts else folded.get(str(label).casefold(), label)
+            for path, label in exact.items()}
+
+
 def label_file(picture: PurePosixPath) -> PurePosixPath:
     """Where a picture's labels are: the last images/ of its path becomes labels/; without one, beside it."""
     parts = list(picture.parts)
@@ -246,7 +262,7 @@ def label_file(picture: PurePosixPath) -> PurePosixPath:
 
 
 def _place(parts: Sequence[str], name: str) -> int | None:
-    return next((place for place in range(len(parts) - 1, -1, -1) if parts[place] == name), None)
+    return next((place for place in range(len(parts) - 1, -1, -1) if parts[place].lower() == name), None)
 
 
 def _named(path: PurePosixPath, split_of: dict[PurePosixPath, str]) -> PurePosixPath | None:
@@ -257,9 +273,9 @@ def _named(path: PurePosixPath, split_of: dict[PurePosixPath, str]) -> PurePosix
 
 @dataclass(frozen=True)
 class LabelRow:
-    """`polygon`: flat [x, y, …], shares of the picture. A box row is a polygon of four corners."""
+    """`polygon`: flat [x, y, …] doubles, shares of the picture. A box row is a polygon of four corners."""
     class_id: int
-    polygon: tuple[float, ...]
+    polygon: array
     is_box: bool = False
     has_confidence: bool = False
 
@@ -278,7 +294,12 @@ def parse_label_row(line: str) -> LabelRow:
     class_id = _number(tokens[0], "a class name where the class id belongs")
     if not class_id.is_integer():
         raise RowError("a class id that is no whole number")
-    numbers = [_number(token, "something that is no number") for token in tokens[1:]]
+    try:
+        numbers = array("d", map(float, islice(tokens, 1, None)))
+    except ValueError:
+        numbers = array("d", [math.nan])
+    if "_" in line or not all(map(math.isfinite, numbers)):  # token by token only where a reason is wanted: it is slow
+        numbers = array("d", (_number(token, "something that is no number") for token in islice(tokens, 1, None)))
     if len(numbers) < 4:
         raise RowError("too few numbers")
     is_box = len(numbers) in (4, 5)
@@ -292,15 +313,20 @@ def parse_label_row(line: str) -> LabelRow:
         if width <= 0 or height <= 0:
             raise RowError("zero area")
         x0, y0, x1, y1 = x - width / 2, y - height / 2, x + width / 2, y + height / 2
-        return LabelRow(int(class_id), (x0, y0, x1, y0, x1, y1, x0, y1), is_box, has_confidence)
-    points = list(zip(numbers[::2], numbers[1::2]))
-    if points[0] == points[-1]:
-        points.pop()
-    if len(set(points)) < 3:
+        return LabelRow(int(class_id), array("d", (x0, y0, x1, y0, x1, y1, x0, y1)), is_box, has_confidence)
+    if numbers[:2] == numbers[-2:]:
+        del numbers[-2:]
+    xs, ys = numbers[::2], numbers[1::2]
+    if not _three_different(zip(xs, ys)):
         raise RowError("fewer than three different points")
-    if len({x for x, _ in points}) == 1 or len({y for _, y in points}) == 1:
+    if min(xs) == max(xs) or min(ys) == max(ys):
         raise RowError("zero area")
-    return LabelRow(int(class_id), tuple(number for point in points for number in point), is_box, has_confidence)
+    return LabelRow(int(class_id), numbers, is_box, has_confidence)
+
+
+def _three_different(points: Iterable[tuple[float, float]]) -> bool:
+    found = set()
+    return any(found.add(point) or len(found) == 3 for point in points)
 
 
 def _number(token: str, otherwise: str) -> float:
@@ -326,9 +352,10 @@ def read_label_file(path: Path, name: str, names: dict[int, str] | None, boxes: 
             row = parse_label_row(line)
             if row.class_id < 0 or (names is not None and row.class_id not in names):
                 raise RowError("class id that has no name")
-            if row in seen:
+            same = (row.class_id, row.is_box, row.polygon.tobytes())
+            if same in seen:
                 raise RowError("the same row twice")
-            seen.add(row)
+            seen.add(same)
             if row.is_box and not boxes:
                 raise RowError(class_folders.BOX_ONLY)
         except RowError as error:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from sam_lora import cli  # noqa: E402
+from sam_lora import cli
 
 if TYPE_CHECKING:
     from sam_lora.sam import Sam

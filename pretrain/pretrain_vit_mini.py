@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from sam_lora import cli  # noqa: E402
+from sam_lora import cli
 
 if TYPE_CHECKING:
     import numpy as np
@@ -150,6 +150,7 @@ def collate(batch: list) -> dict[str, "Tensor"]:
 def draw_prompts(rng: "np.random.Generator", batch: dict[str, "Tensor"]):
     """Prompts for all rows of a batch, of two kinds (even and odd rows): (prompts, row has a lone point)."""
     import torch
+
     from sam_lora.sam import Prompts
     count = len(batch["boxes"])
     coords, labels = batch["positive"].clone(), torch.ones(count, 5)
@@ -173,6 +174,7 @@ def draw_prompts(rng: "np.random.Generator", batch: dict[str, "Tensor"]):
 def correction(logits: "Tensor", masks: "Tensor", prompts):
     """The same prompts with one click more: inside the region where the prediction is wrong."""
     import torch
+
     from sam_lora.sam import Prompts
     wrong = ((logits > 0) != masks.bool()).flatten(1).float() + 1e-8
     picked = torch.multinomial(wrong, 1)[:, 0]
@@ -216,6 +218,7 @@ def training_loss(sam: "Sam", batch: dict[str, "Tensor"], rng: "np.random.Genera
     """(loss, IoU of the single mask per row)."""
     import torch
     import torch.nn.functional as F
+
     from sam_lora.sam import Prompts, decode_all, preprocess, upscale_to_frame
     side, count = batch["images"].shape[-1], batch["masks"].shape[0]
     embeddings = sam.image_encoder(preprocess(batch["images"], batch["input_sizes"], sam))
@@ -242,10 +245,10 @@ def training_loss(sam: "Sam", batch: dict[str, "Tensor"], rng: "np.random.Genera
 # ---- held-out check -------------------------------------------------------------------------------------------
 
 def held_out_samples(side: int, count: int) -> list:
-    """The same held-out crops every time: regions at the centre of their own crop, from scenes no training seed makes."""
+    """The same held-out crops every time, each around its region, from scenes that no training seed makes."""
     sys.path.insert(0, str(Path(__file__).resolve().parent))
-    from scenes import samples
     import cv2
+    from scenes import samples
     cv2.setNumThreads(1)  # its thread pool does not survive the fork of the workers
     stream = samples(HELD_OUT_SEED, side, 1, 0.0, crops_a_scene=2)
     return [next(stream) for _ in range(count)]
@@ -254,6 +257,7 @@ def held_out_samples(side: int, count: int) -> list:
 def held_out_iou(sam: "Sam", crops: list) -> dict[str, float]:
     """Mean IoU with three points, one point, and the best of three masks for one point."""
     import torch
+
     from sam_lora.sam import Prompts, decode_all, preprocess, upscale_to_frame
     device = sam.pixel_mean.device
     scores = {"iou_3": [], "iou_1": [], "best_of_3": []}
@@ -279,14 +283,22 @@ def learning_rate(peak: float, end: float, step: int, warmup: int, progress: flo
     return min(1.0, (step + 1) / warmup) * (end + (peak - end) * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0))))
 
 
-def parameter_groups(sam: "Sam", weight_decay: float) -> list[dict]:
-    """AdamW's groups. The patch embedding learns at a tenth: its inputs agree so much that a full step upsets all."""
-    patch = set(sam.image_encoder.patch_embed.parameters())
-    matrices = [p for p in sam.parameters() if p.ndim >= 2 and p not in patch]
-    vectors = [p for p in sam.parameters() if p.ndim < 2 and p not in patch]
-    return [{"params": matrices, "weight_decay": weight_decay, "lr_scale": 1.0},
-            {"params": vectors, "weight_decay": 0.0, "lr_scale": 1.0},
-            {"params": list(patch), "weight_decay": 0.0, "lr_scale": 0.1}]
+def make_optimisers(sam: "Sam", weight_decay: float) -> list:
+    """Muon for the matrices between features, AdamW for everything else: [Muon, AdamW].
+
+    The patch embedding learns at a tenth: its inputs agree so much that a full step upsets all.
+    """
+    import torch
+    from torch import nn
+    sys.path.insert(0, str(Path(__file__).resolve().parent))
+    from muon import Muon
+    matrices = [module.weight for module in sam.modules() if isinstance(module, nn.Linear) and module.out_features > 4]
+    patch = list(sam.image_encoder.patch_embed.parameters())
+    taken = {id(parameter) for parameter in matrices + patch}
+    rest = [parameter for parameter in sam.parameters() if id(parameter) not in taken]
+    return [Muon([{"params": matrices, "lr_scale": 2.0}], lr=1e-3, weight_decay=weight_decay),
+            torch.optim.AdamW([{"params": rest, "lr_scale": 1.0}, {"params": patch, "lr_scale": 0.1}], lr=1e-3,
+                              betas=(0.9, 0.99), weight_decay=0.0, fused=True)]
 
 
 def main(args: argparse.Namespace) -> None:
@@ -314,13 +326,13 @@ def main(args: argparse.Namespace) -> None:
     torch.manual_seed(args.seed)
 
     state = {"stage": 0, "step": 0, "stage_step": 0, "stage_seconds": 0.0, "seconds": 0.0, "best": 0.0}
-    model_state = ema_state = optimiser_state = None
+    model_state = ema_state = optimiser_states = None
     if args.resume:
         if not state_path.is_file():
             raise UserError(f"{state_path}: no such file; start without --resume")
         saved = torch.load(state_path, map_location="cpu", weights_only=True)
-        state, model_state, ema_state, optimiser_state = (
-            saved[name] for name in ("state", "model", "ema", "optimiser"))
+        state, model_state, ema_state, optimiser_states = (
+            saved[name] for name in ("state", "model", "ema", "optimisers"))
 
     full_side = SAM_TYPES[MODEL_TYPE].image_size
     judge = build_sam(MODEL_TYPE).to(device)
@@ -336,6 +348,23 @@ def main(args: argparse.Namespace) -> None:
             writer.writerow(row)
         print(name, *(f"{key} {value}" for key, value in row.items()), flush=True)
 
+    def judge_and_save(note: str, side: int, sam: "Sam", ema: dict, optimisers: list) -> None:
+        """Score the averaged weights at full size, export them if they are the best so far, keep the state."""
+        whole = resize_position_embeddings({name: value.cpu() for name, value in ema.items()}, judge)
+        judge.load_state_dict(whole)
+        scores = held_out_iou(judge, crops)
+        append("curve.csv", {"minutes": round(state["seconds"] / 60, 1), "step": state["step"], "side": side,
+                             **{name: round(value, 4) for name, value in scores.items()}, "note": note})
+        if scores["iou_3"] > state["best"]:
+            state["best"] = scores["iou_3"]
+            with atomic_path(args.output) as temporary:
+                torch.save({name: value.half() if value.is_floating_point() else value
+                            for name, value in whole.items()}, temporary)
+        with atomic_path(state_path) as temporary:
+            torch.save({"state": state, "model": {name: value.cpu() for name, value in sam.state_dict().items()},
+                        "ema": {name: value.cpu() for name, value in ema.items()},
+                        "optimisers": [optimiser.state_dict() for optimiser in optimisers]}, temporary)
+
     class Stream(Batches, IterableDataset):
         pass
 
@@ -343,7 +372,7 @@ def main(args: argparse.Namespace) -> None:
         side, budget = args.sides[stage], args.minutes[stage] * 60
         if stage != state["stage"]:
             state.update(stage=stage, stage_step=0, stage_seconds=0.0)
-            optimiser_state = None
+            optimiser_states = None
         sam = build_sam(MODEL_TYPE, side)
         if model_state is None:
             initialise(sam, next(iter(Batches(args.seed, side, 64, 1, 0.1))))
@@ -354,9 +383,9 @@ def main(args: argparse.Namespace) -> None:
             ema_state = resize_position_embeddings(ema_state, sam)
         sam.to(device).train()
         ema = {name: value.clone().to(device) for name, value in ema_state.items()}
-        optimiser = torch.optim.AdamW(parameter_groups(sam, args.weight_decay), lr=1e-3, betas=(0.9, 0.99), fused=True)
-        if optimiser_state is not None:
-            optimiser.load_state_dict(optimiser_state)
+        optimisers = make_optimisers(sam, args.weight_decay)
+        for optimiser, saved in zip(optimisers, optimiser_states or ()):
+            optimiser.load_state_dict(saved)
         rng = np.random.default_rng((args.seed, stage, state["step"]))
         stream = Stream(args.seed * 1000 + state["step"] * 7 + stage, side, args.images[stage], args.masks[stage],
                         0.12 if stage == 0 else 0.22)
@@ -367,34 +396,20 @@ def main(args: argparse.Namespace) -> None:
         last_log = last_judged = time.perf_counter()
         losses, ious, waits, steps = [], [], 0.0, 0
 
-        def judge_now(note: str, ema=ema, side=side) -> None:
-            whole = resize_position_embeddings({name: value.cpu() for name, value in ema.items()}, judge)
-            judge.load_state_dict(whole)
-            scores = held_out_iou(judge, crops)
-            append("curve.csv", {"minutes": round(state["seconds"] / 60, 1), "step": state["step"], "side": side,
-                                 **{name: round(value, 4) for name, value in scores.items()}, "note": note})
-            if scores["iou_3"] > state["best"]:
-                state["best"] = scores["iou_3"]
-                with atomic_path(args.output) as temporary:
-                    torch.save({name: value.half() if value.is_floating_point() else value
-                                for name, value in whole.items()}, temporary)
-            with atomic_path(state_path) as temporary:
-                torch.save({"state": state, "model": {k: v.cpu() for k, v in sam.state_dict().items()},
-                            "ema": {k: v.cpu() for k, v in ema.items()}, "optimiser": optimiser.state_dict()}, temporary)
-
         while state["stage_seconds"] < budget:
             begin = time.perf_counter()
             batch = {name: tensor.to(device, non_blocking=True) for name, tensor in next(loader).items()}
             waits += time.perf_counter() - begin
-            for group in optimiser.param_groups:
-                group["lr"] = group["lr_scale"] * learning_rate(
-                    peak, end, state["stage_step"], args.warmup, state["stage_seconds"] / budget)
+            rate = learning_rate(peak, end, state["stage_step"], args.warmup, state["stage_seconds"] / budget)
+            for group in (group for optimiser in optimisers for group in optimiser.param_groups):
+                group["lr"] = group["lr_scale"] * rate
             loss, iou = training_loss(sam, batch, rng, min(1.0, max(0.0, state["step"] / 1000 - 0.5)))
             loss.backward()
             norm = torch.nn.utils.clip_grad_norm_(sam.parameters(), args.clip)
             if torch.isfinite(norm):
-                optimiser.step()
-            optimiser.zero_grad(set_to_none=True)
+                for optimiser in optimisers:
+                    optimiser.step()
+            sam.zero_grad(set_to_none=True)
             with torch.no_grad():
                 keep = min(args.ema, (1 + state["step"]) / (10 + state["step"]))
                 now_state = sam.state_dict()
@@ -411,15 +426,16 @@ def main(args: argparse.Namespace) -> None:
             if now - last_log > (60 if state["step"] > 300 else 15):
                 append("log.csv", {
                     "minutes": round(state["seconds"] / 60, 2), "step": state["step"], "side": side,
-                    "loss": round(float(torch.stack(losses).mean()), 4), "iou": round(float(torch.stack(ious).mean()), 4),
-                    "learning_rate": f"{optimiser.param_groups[0]['lr']:.2e}",
+                    "loss": round(float(torch.stack(losses).mean()), 4),
+                    "iou": round(float(torch.stack(ious).mean()), 4),
+                    "learning_rate": f"{rate:.2e}",
                     "seconds_a_step": round((now - last_log) / steps, 3), "waiting": round(waits / steps, 3)})
                 losses, ious, waits, steps, last_log = [], [], 0.0, 0, now
             if now - last_judged > args.evaluate_every * 60:
-                judge_now("")
+                judge_and_save("", side, sam, ema, optimisers)
                 last_judged = last_log = time.perf_counter()
                 losses, ious, waits, steps = [], [], 0.0, 0
-        judge_now("end of stage")
+        judge_and_save("end of stage", side, sam, ema, optimisers)
         model_state = {k: v.cpu() for k, v in sam.state_dict().items()}
         ema_state = {k: v.cpu() for k, v in ema.items()}
         del loader

@@ -5,48 +5,59 @@
     processed_dataset/instances.csv                            the manifest: a row per object
     processed_dataset/classes.json                             folder -> class_id, class_name
     processed_dataset/conversion_report.csv                    a row per skipped label row or annotation
+    processed_dataset/preview.jpg                              some of the crops with their masks' outlines
 
 `<stem>` is the photo's file name without suffix, `<index>` the object's line or place among the photo's objects, four
 digits or more. With `no_crop` the photo stands once in each of its classes' folders as images/<stem>.png and its
-masks are masks/<stem>_<index>.png. No stem is another stem followed by `_` and four or more digits, so the mask's name
-without `_<index>` names the photo.
+masks are masks/<stem>_<index>.png; with `tile` a tile of it is images/<stem>.tile.<x0>.<y0>.png, its masks likewise.
+No stem is another stem followed by `.tile.<x0>.<y0>`, by `_` and four or more digits, or by both, so the mask's name
+without them names the photo.
 """
 
 import functools
 import hashlib
+import heapq
 import json
-import multiprocessing
 import os
 import re
-import signal
-import threading
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
 
 from sam_lora import contracts
 from sam_lora.errors import UserError
 from sam_lora.files import atomic_path, staged_folder
+from sam_lora.workers import map_in_order
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from sam_lora import geometry
 
 # numpy, OpenCV and Pillow come in with the functions that need them: both converters import this module for --help
 
 OWNED = (f"{contracts.CLASS_FOLDER_PREFIX}*", contracts.MANIFEST_FILE, contracts.CLASSES_FILE,
-         contracts.CONVERSION_REPORT_FILE)
+         contracts.CONVERSION_REPORT_FILE, contracts.PREVIEW_FILE)
 REPORT_COLUMNS = ("source_file", "source_id", "reason", "detail")
 SPLIT_ALIASES = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val",
                  "test": "test", "testing": "test"}
-IMAGES_PER_WORKER = 8  # starting a process takes as long as converting about so many pictures
+
+TEXT_SUFFIXES = {".txt", ".json", ".yaml", ".yml", ".md", ".csv", ".xml", ".cache", ".py"}  # beside pictures, no word on
+
+PREVIEW_CROPS = 36
+OBJECT_NUMBER = re.compile(r"_\d{4,}$")                # <photo>_0003: an object of <photo>
+TILE_PLACE = re.compile(r"\.tile\.\d+\.\d+$")          # <photo>.tile.768.0: a tile of it
 
 BOX_ONLY = "only a box, no outline (--boxes rectangle takes it)"
 IMAGE_BROKEN = "picture cannot be read"
 IMAGE_MISSING = "picture not found"
 NO_PIXEL = "covers no pixel of the picture"
 TOO_SMALL = "smaller than --min_size"
+TOO_SMALL_IN_TILES = "smaller than --min_size in every tile"
 RLE_SIZE = "RLE of another size than its picture"
 RLE_RESIZED = "RLE scaled to its picture's size"
 
@@ -97,15 +108,22 @@ class CropSettings:
     padding: float = 0.1
     min_size: int = 10
     no_crop: bool = False
+    square: bool = False
+    tile: int | None = None    # pixels; at most one of these three
 
 
 @dataclass
 class ConversionReport:
-    """What came in, what came out, and why the rest did not: `total` = `crops` + len(`skipped`)."""
+    """What came in, what came out, and why the rest did not: `total` = `crops` + len(`skipped`).
+
+    `crops` counts objects: one that tiles cut into several pieces is one, and counts in `cut`, its pieces in `pieces`.
+    """
     unit: str              # "label rows", "annotations"
     strict: bool = False
     total: int = 0
     crops: int = 0
+    cut: int = 0
+    pieces: int = 0
     skipped: list[tuple[str, str, str, str]] = field(default_factory=list)   # REPORT_COLUMNS
     notes: Counter = field(default_factory=Counter)
     images: dict[str, int] = field(default_factory=dict)
@@ -115,7 +133,7 @@ class ConversionReport:
         """Count one label row or annotation as skipped. Raises UserError with `strict`."""
         if self.strict:
             raise UserError(f"{source_file}: {source_id}: {reason}{f' ({detail})' if detail else ''}; --strict is on")
-        self.skipped.append((printable(source_file), printable(source_id), reason, detail))
+        self.skipped.append((printable(source_file), printable(source_id), reason, printable(detail)))
 
     def lines(self) -> Iterator[str]:
         """The summary, a line at a time."""
@@ -123,6 +141,9 @@ class ConversionReport:
         reasons = Counter(reason for _, _, reason, _ in self.skipped)
         for reason, count in sorted(reasons.items(), key=lambda item: (-item[1], item[0])):
             yield f"  skipped {count}: {reason}"
+        if self.cut:
+            yield (f"  {self.cut} of these crops were too large for a tile and came out in {self.pieces} pieces: "
+                   f"{self.crops - self.cut + self.pieces} pairs of image and mask")
         yield "pictures: " + ", ".join(f"{count} {what}" for what, count in self.images.items())
         if self.classes:
             yield "classes: " + ", ".join(f"{name} {count}" for name, count in self.classes.items())
@@ -152,29 +173,37 @@ def write_class_folders(images: Sequence[SourceImage], classes: Mapping[str, Obj
         images = [replace(image, split="") for image in images]
     with_objects = [image for image in images if image.objects]
     convert = functools.partial(convert_image, classes=classes, settings=settings, staging=staging)
-    rows = []
-    with closing(_map(convert, with_objects, num_workers)) as results:
+    counts: Counter = Counter()
+    sample = _PreviewSample()
+    with ExitStack() as stack:
+        manifest = None if staging is None else stack.enter_context(
+            contracts.table_writer(staging / contracts.MANIFEST_FILE, contracts.MANIFEST_COLUMNS))
+        results = stack.enter_context(closing(map_in_order(convert, with_objects, num_workers, "pictures")))
         for image, result in zip(with_objects, results):
-            rows += result.rows
-            report.crops += len(result.rows)
+            for row in result.rows:  # on disk at once: a million of them are not kept
+                folder = row[0].split("/")[0]
+                counts[folder] += 1
+                sample.add(folder, row)
+                if manifest is not None:
+                    manifest.writerow(row)
+            report.crops += result.objects
+            report.cut += result.cut
+            report.pieces += result.pieces
             for source_id, reason, detail in result.skipped:
                 report.skip(image.label_file, source_id, reason, detail)
             report.notes.update(result.notes)
     _check(report)
-    column = {name: place for place, name in enumerate(contracts.MANIFEST_COLUMNS)}
-    counts = Counter((row[column["image_path"]].split("/")[0]) for row in rows)
     used = [object_class for object_class in classes.values() if object_class.folder in counts]
     report.classes.update({object_class.class_name: counts[object_class.folder] for object_class in used})
     if staging is None:
         return
-    import pandas as pd
-    contracts.write_table(pd.DataFrame(rows, columns=contracts.MANIFEST_COLUMNS), staging / contracts.MANIFEST_FILE)
-    contracts.write_table(pd.DataFrame(report.skipped, columns=REPORT_COLUMNS),
-                          staging / contracts.CONVERSION_REPORT_FILE)
+    with contracts.table_writer(staging / contracts.CONVERSION_REPORT_FILE, REPORT_COLUMNS) as table:
+        table.writerows(report.skipped)
     with atomic_path(staging / contracts.CLASSES_FILE) as temporary:
         content = {object_class.folder: {"class_id": object_class.class_id, "class_name": object_class.class_name}
                    for object_class in used}
         temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    _write_preview(staging, sample.rows(), sum(counts.values()))
 
 
 def _check(report: ConversionReport) -> None:
@@ -186,51 +215,74 @@ def _check(report: ConversionReport) -> None:
         raise UserError(f"nothing to convert: {report.total} {report.unit}, no crop ({why})")
 
 
-def _map(convert: functools.partial, images: Sequence[SourceImage], num_workers: int) -> "Iterator[ImageResult]":
-    """The results in the order of `images`."""
-    from tqdm import tqdm
-    progress = functools.partial(tqdm, total=len(images), desc="pictures", unit="", disable=None)
-    num_workers = min(num_workers, len(images) // IMAGES_PER_WORKER)
-    if num_workers <= 1:
-        yield from progress(map(convert, images))
-        return
-    # spawn everywhere: a forked process may inherit a lock that a thread of OpenCV holds
-    pool = ProcessPoolExecutor(num_workers, multiprocessing.get_context("spawn"), initializer=_start_worker)
-    try:
-        with _interrupt_ignored():  # what the workers inherit: Ctrl-C is the parent's to answer
-            results = pool.map(convert, images, chunksize=4)
-        yield from progress(results)
-    except BrokenProcessPool as error:
-        raise UserError("a worker process died, most likely for want of memory; give a smaller --num_workers, "
-                        "0 for none") from error
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)  # no worker may write once the staging folder goes
+# ---- preview ----------------------------------------------------------------------------------------------
+
+class _PreviewSample:
+    """A random choice from a stream of manifest rows, the same in every run, with every class as far as there is room."""
+
+    def __init__(self) -> None:
+        import numpy as np
+        self.random = np.random.default_rng(0).random
+        self.found = defaultdict(list)  # class folder -> the rows with the lowest draws, as a heap, highest first
+
+    def add(self, folder: str, row: tuple) -> None:
+        heap, draw = self.found[folder], self.random()
+        if len(heap) < PREVIEW_CROPS:
+            heapq.heappush(heap, (-draw, row))
+        elif draw < -heap[0][0]:
+            heapq.heapreplace(heap, (-draw, row))
+
+    def rows(self) -> list[tuple]:
+        """First one row of each class, then a second; sorted by class."""
+        ranked = [(rank, -draw, folder, row) for folder, heap in self.found.items()
+                  for rank, (draw, row) in enumerate(sorted(heap, reverse=True))]
+        return [row for *_, row in sorted(sorted(ranked)[:PREVIEW_CROPS], key=lambda item: (item[2], item[0]))]
 
 
-@contextmanager
-def _interrupt_ignored() -> Iterator[None]:
-    if threading.current_thread() is not threading.main_thread():  # others may not set signals
-        yield
-        return
-    previous = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, previous)
+def _write_preview(staging: Path, rows: Sequence[tuple], count: int) -> None:
+    """A sheet of crops with their masks' outlines; of a whole image or tile the part around the object."""
+    from sam_lora import figures, geometry, imaging
+    cells = []
+    for row in rows:
+        named = dict(zip(contracts.MANIFEST_COLUMNS, row))
+        image, mask = imaging.load_image(staging / named["image_path"]), imaging.load_mask(staging / named["mask_path"])
+        name = PurePosixPath(named["mask_path"]).name
+        name = name if len(name) <= 32 else f"{name[:17]}…{name[-14:]}"
+        size_wh = mask.shape[::-1]
+        window = geometry.square_box(geometry.pad_box(geometry.mask_to_xyxy(mask), 0.5, size_wh), size_wh)
+        cells.append(figures.crop_cell(geometry.crop(image, window), geometry.crop(mask, window),
+                                       str(named["class_name"]), name))
+    imaging.write_jpeg(staging / contracts.PREVIEW_FILE, figures.crop_sheet(
+        f"{len(rows)} of {count} crops, at random; the line is the mask's outline", cells))
 
 
-def _start_worker() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # not inherited on Windows
-    import cv2
-    cv2.setNumThreads(1)
+# ---- the way back -----------------------------------------------------------------------------------------
+
+def mask_in_source(mask: "np.ndarray", row: Mapping[str, object]) -> "np.ndarray":
+    """A crop's mask, predicted or true, (H, W) bool, in the frame of its photo: (source_height, source_width) bool.
+
+    `row` is the crop's row of the manifest, cells as numbers or text. The photo is as `imaging.load_image` gives it.
+    Of an object that tiles cut, the union of its pieces' masks is the whole. Raises ValueError for a mask of another
+    size than the crop.
+    """
+    from sam_lora import geometry
+    frame = tuple(int(row[f"crop_{corner}"]) for corner in ("x0", "y0", "x1", "y1"))
+    size_wh = (frame[2] - frame[0], frame[3] - frame[1])
+    if mask.shape != size_wh[::-1]:
+        raise ValueError(f"{row['mask_path']}: the crop has {size_wh[0]} x {size_wh[1]} pixels, the mask "
+                         f"{' x '.join(map(str, mask.shape[::-1]))}")
+    return geometry.paste(mask, frame, (0, 0, int(row["source_width"]), int(row["source_height"])))
 
 
 # ---- one picture ------------------------------------------------------------------------------------------
 
 @dataclass
 class ImageResult:
-    """`rows` in the order of MANIFEST_COLUMNS; `skipped`: (source_id, reason, detail)."""
+    """`rows` in the order of MANIFEST_COLUMNS; `skipped`: (source_id, reason, detail); counts as in the report."""
     rows: list[tuple] = field(default_factory=list)
+    objects: int = 0
+    cut: int = 0
+    pieces: int = 0
     skipped: list[tuple[str, str, str]] = field(default_factory=list)
     notes: Counter = field(default_factory=Counter)
 
@@ -241,13 +293,13 @@ def convert_image(image: SourceImage, classes: Mapping[str, ObjectClass], settin
     from sam_lora import geometry, imaging
     result = ImageResult()
     try:
-        pixels = imaging.load_image(image.path, image.upright)
+        pixels = imaging.load_image(image.path, image.upright, result.notes)
     except imaging.ImageError as error:
         result.skipped = [(item.source_id, IMAGE_BROKEN, error.reason) for item in image.objects]
         return result
     height, width = pixels.shape[:2]
-    whole = (0, 0, width, height)
-    photo_in: set[str] = set()  # with no_crop: the class folders that hold this photo already
+    grid = geometry.tile_grid((width, height), settings.tile) if settings.tile else []
+    written: set[str] = set()  # images that several masks share
     for item in image.objects:
         try:
             outlined = _mask_of(item, image.frame_wh, (width, height), result.notes)
@@ -258,27 +310,47 @@ def convert_image(image: SourceImage, classes: Mapping[str, ObjectClass], settin
             result.skipped.append((item.source_id, NO_PIXEL, ""))
             continue
         mask, box = outlined
-        longer_side = max(box[2] - box[0], box[3] - box[1])
-        if longer_side < settings.min_size:
+        if geometry.longer_side(box) < settings.min_size:
             result.skipped.append((item.source_id, TOO_SMALL, f"{box[2] - box[0]} x {box[3] - box[1]} px"))
             continue
-        frame = whole if settings.no_crop else geometry.pad_box(box, settings.padding, (width, height))
+        framed = _framed(mask, box, (width, height), settings, grid)
+        if not framed:
+            result.skipped.append((item.source_id, TOO_SMALL_IN_TILES, ""))
+            continue
+        result.objects += 1
+        if len(framed) > 1:
+            result.cut += 1
+            result.pieces += len(framed)
         object_class = classes[item.class_key]
-        mask_name = f"{image.stem}_{item.index:04d}.png"
-        image_name = f"{image.stem}.png" if settings.no_crop else mask_name
-        image_path = f"{object_class.folder}/{contracts.IMAGES_FOLDER}/{image_name}"
-        mask_path = f"{object_class.folder}/{contracts.MASKS_FOLDER}/{mask_name}"
-        if staging is not None:
-            if not (settings.no_crop and object_class.folder in photo_in):
-                _write(staging / image_path, imaging.encode_png(geometry.crop(pixels, frame)))
-                photo_in.add(object_class.folder)
-            _write(staging / mask_path, imaging.encode_png(geometry.paste(mask, box, frame)))
         rasteriser = (geometry.RECTANGLE_RASTERISER if item.is_rectangle
                       else geometry.RLE_RASTERISER if item.rle is not None else geometry.POLYGON_RASTERISER)
-        result.rows.append((
-            image_path, mask_path, object_class.class_id, object_class.class_name, printable(image.name), image.split,
-            printable(item.source_id), width, height, *frame, int(mask.sum()), rasteriser))
+        for piece, piece_box, frame in framed:
+            stem = f"{image.stem}.tile.{frame[0]}.{frame[1]}" if settings.tile else image.stem
+            mask_name = f"{stem}_{item.index:04d}.png"
+            image_name = f"{stem}.png" if settings.tile or settings.no_crop else mask_name
+            image_path = f"{object_class.folder}/{contracts.IMAGES_FOLDER}/{image_name}"
+            mask_path = f"{object_class.folder}/{contracts.MASKS_FOLDER}/{mask_name}"
+            if staging is not None:
+                if image_path not in written:
+                    _write(staging / image_path, imaging.encode_png(geometry.crop(pixels, frame)))
+                    written.add(image_path)
+                _write(staging / mask_path, imaging.encode_png(geometry.paste(piece, piece_box, frame)))
+            result.rows.append((
+                image_path, mask_path, object_class.class_id, object_class.class_name, printable(image.name),
+                image.split, printable(item.source_id), width, height, *frame, int(piece.sum()), rasteriser))
     return result
+
+
+def _framed(mask: "np.ndarray", box: "geometry.Box", resolution_wh: tuple[int, int], settings: CropSettings,
+            grid: Sequence) -> list[tuple]:
+    """An object's (mask, its box, the part of the photo to be cut out): one, unless tiles cut it; none: too small."""
+    from sam_lora import geometry
+    if grid:
+        return geometry.cut_into_tiles(mask, box, grid, settings.min_size)
+    if settings.no_crop:
+        return [(mask, box, (0, 0, *resolution_wh))]
+    frame = geometry.pad_box(box, settings.padding, resolution_wh)
+    return [(mask, box, geometry.square_box(frame, resolution_wh) if settings.square else frame)]
 
 
 def _mask_of(item: SourceObject, frame_wh: tuple[float, float] | None, resolution_wh: tuple[int, int], notes: Counter):
@@ -292,18 +364,22 @@ def _mask_of(item: SourceObject, frame_wh: tuple[float, float] | None, resolutio
         scale = (1.0, 1.0) if frame_wh is None else (width / frame_wh[0], height / frame_wh[1])
         polygons = [np.array(polygon, dtype=np.float64).reshape(-1, 2) * scale for polygon in item.polygons]
         return geometry.polygons_to_mask(polygons, resolution_wh)
+    rle_height, rle_width = geometry.rle_size(item.rle)
+    if (rle_width, rle_height) != resolution_wh and not same_aspect((rle_width, rle_height), resolution_wh):
+        raise ValueError(RLE_SIZE)  # before decoding: fifty bytes of RLE can hold a quarter of a gigabyte
     mask = geometry.rle_to_mask(item.rle)
     if mask.shape != (height, width):
-        if not same_aspect((mask.shape[1], mask.shape[0]), resolution_wh):
-            raise ValueError(RLE_SIZE)
         notes[RLE_RESIZED] += 1
         mask = cv2.resize(mask.astype(np.uint8), resolution_wh, interpolation=cv2.INTER_NEAREST).astype(bool)
     return geometry.tighten(mask)
 
 
 def _write(path: Path, content: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(content)
+    try:
+        path.write_bytes(content)
+    except FileNotFoundError:  # a class's first: looking each time would be a fifth of the work
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
 
 
 def same_aspect(first_wh: tuple[float, float], second_wh: tuple[float, float]) -> bool:
@@ -314,14 +390,16 @@ def same_aspect(first_wh: tuple[float, float], second_wh: tuple[float, float]) -
 
 # ---- source files and names ---------------------------------------------------------------------------------
 
-def source_files(root: Path, output_dir: Path, more_suffixes: Sequence[str] = ()) -> list[PurePosixPath]:
+def source_files(root: Path, output_dir: Path, more_suffixes: Sequence[str] = (), notes: Counter | None = None
+                 ) -> list[PurePosixPath]:
     """Picture files (and those with `more_suffixes`) below `root`, by suffix in any case; relative to it, sorted.
 
-    Left out: hidden ones, class folders made earlier, and links that lead out of `root`.
+    Left out: hidden ones, class folders made earlier, pipes and the like, and links that lead out of `root`. Suffixes
+    that are no picture's (.gif, .heic) are counted in `notes`.
     """
     from sam_lora.imaging import IMAGE_SUFFIXES
     suffixes = {*IMAGE_SUFFIXES, *more_suffixes}
-    found = []
+    found, others = [], Counter()
     inside, output = root.resolve(), output_dir.resolve()
     for folder, subfolders, files in os.walk(root):
         here = Path(folder)
@@ -330,10 +408,16 @@ def source_files(root: Path, output_dir: Path, more_suffixes: Sequence[str] = ()
                          and not (here / name / contracts.MANIFEST_FILE).is_file()]
         for name in files:
             path = here / name
-            if name.startswith(".") or path.suffix.lower() not in suffixes:
+            suffix = path.suffix.lower()
+            if name.startswith(".") or suffix in TEXT_SUFFIXES - suffixes:
                 continue
-            if not path.is_symlink() or path.resolve().is_relative_to(inside):
+            if suffix not in suffixes:
+                others[printable(suffix)] += 1
+            elif path.is_file() and (not path.is_symlink() or path.resolve().is_relative_to(inside)):
                 found.append(PurePosixPath(path.relative_to(root).as_posix()))
+    if others and notes is not None:
+        kinds = ", ".join(f"{count} {suffix or 'without suffix'}" for suffix, count in sorted(others.items()))
+        notes[f"{root}: files that are not taken as pictures: {kinds[:200]}"] += 1
     return sorted(found)
 
 
@@ -361,14 +445,16 @@ def class_folder_names(labels: Mapping[str, str]) -> dict[str, str]:
 def with_stems(images: Sequence[SourceImage]) -> list[SourceImage]:
     """Give every picture a stem that starts with its file name's stem and is no other picture's.
 
-    Where two pictures would share one, or one is another followed by `_0001`, a hash of the picture's path is added.
+    Where two pictures would share one, or one is another followed by `_0001`, `.tile.0.0` or both, a hash of the
+    picture's path is added.
     """
     stems = [_safe_stem(image.path.stem) for image in images]
     count = Counter(stem.casefold() for stem in stems)
     result = []
     for image, stem in zip(images, stems):
-        indexed = re.fullmatch(r"(.+)_\d{4,}", stem, re.DOTALL)
-        if count[stem.casefold()] > 1 or len(stem.encode()) > 160 or (indexed and indexed[1].casefold() in count):
+        without_number = OBJECT_NUMBER.sub("", stem)
+        shorter = {without_number, TILE_PLACE.sub("", without_number)} - {stem}
+        if count[stem.casefold()] > 1 or len(stem.encode()) > 160 or any(base.casefold() in count for base in shorter):
             digest = hashlib.sha256(f"{image.name}|{image.split}".encode(errors="surrogateescape")).hexdigest()[:8]
             stem = f"{_shortened(stem, 160)}-{digest}"
         result.append(replace(image, stem=stem))
@@ -389,8 +475,16 @@ def merge_same_names(names: Mapping[str, str]) -> dict[str, list[str]]:
 
 
 def printable(text: str) -> str:
-    """A path that can be printed and written as UTF-8: bytes of a file name that are no UTF-8 become _."""
-    return re.sub("[\ud800-\udfff]", "_", text)
+    """A path or id that can be printed on one line and written as UTF-8: control characters, and bytes of a file name
+    that are no UTF-8, become _."""
+    return re.sub("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]", "_", text)
+
+
+def clean_name(name: object) -> str:
+    """A class name as text, on one line; "" for what is no name."""
+    if name is None or isinstance(name, list | dict | set) or (isinstance(name, int) and abs(name) > 10**18):
+        return ""
+    return printable(str(name)).strip()
 
 
 def _safe_stem(stem: str) -> str:

@@ -4,6 +4,8 @@ Nothing here imports torch, so `--help` and a wrong flag answer at once.
 """
 
 import argparse
+import io
+import re
 import sys
 from collections.abc import Callable, Sequence
 
@@ -27,11 +29,15 @@ def make_parser(docstring: str) -> argparse.ArgumentParser:
 def run(main: Callable[[argparse.Namespace], object], parser: argparse.ArgumentParser,
         argv: Sequence[str] | None = None) -> None:
     """Parse `argv`, call `main(args)` and exit: 0, 1 (bad data, one line), 2 (flags), 130 (Ctrl-C)."""
+    for stream in (sys.stdout, sys.stderr):  # a terminal or pipe that lacks a class name's letters is no reason to fail
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     args = parser.parse_args(argv)
     try:
         main(args)
     except UserError as error:
-        print(f"{parser.prog}: error: {error}", file=sys.stderr)
+        message = re.sub(r"[\x00-\x1f\x7f-\x9f]+", " ", str(error))  # file names may hold line breaks
+        print(f"{parser.prog}: error: {message}", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
         print(f"{parser.prog}: stopped by Ctrl-C; nothing half-written was left", file=sys.stderr)
@@ -58,6 +64,14 @@ def non_negative_int(text: str) -> int:
     value = int(text)
     if value < 0:
         raise argparse.ArgumentTypeError(f"must not be negative, got {value}")
+    return value
+
+
+def tile_size(text: str) -> int:
+    """argparse type: a side of 64 pixels or more."""
+    value = int(text)
+    if value < 64:
+        raise argparse.ArgumentTypeError(f"must be at least 64 pixels, got {value}")
     return value
 
 
@@ -99,8 +113,14 @@ def add_conversion(parser: argparse.ArgumentParser) -> None:
                       help="skip objects whose box is smaller than this on both sides")
     crop.add_argument("--boxes", choices=("skip", "rectangle"), default="skip",
                       help="objects that are only a box: skip them, or take the rectangle as the mask")
-    crop.add_argument("--no_crop", action="store_true",
-                      help="keep whole images (written once each) with one full-size mask per object")
+    shape = crop.add_mutually_exclusive_group()
+    shape.add_argument("--no_crop", action="store_true",
+                       help="keep whole images (written once each) with one full-size mask per object")
+    shape.add_argument("--square", action="store_true",
+                       help="make crops square: more context on the shorter side, as far as the picture goes")
+    shape.add_argument("--tile", type=tile_size, metavar="PX",
+                       help="cut huge images into overlapping tiles of so many pixels, kept whole as by --no_crop; "
+                            "an object goes to the tile that holds all of it, else in pieces to several")
     run_group = parser.add_argument_group("run")
     add_num_workers(run_group, min(8, os.cpu_count() or 1))
     run_group.add_argument("--strict", action="store_true", help="the first skipped row or annotation is an error")

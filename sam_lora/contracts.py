@@ -1,9 +1,10 @@
 """What the stages hand each other: every folder, file and column name, and checked reading and writing of tables."""
 
+import csv
 import json
 import math
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,6 +23,7 @@ MASKS_FOLDER = "masks"
 MANIFEST_FILE = "instances.csv"
 CLASSES_FILE = "classes.json"
 CONVERSION_REPORT_FILE = "conversion_report.csv"
+PREVIEW_FILE = "preview.jpg"
 MANIFEST_COLUMNS = (
     "image_path",      # crop, relative to the manifest's folder: Class_crack/images/a_0003.png
     "mask_path",       # its mask, likewise
@@ -30,7 +32,7 @@ MANIFEST_COLUMNS = (
     "source_image",    # path of the photo below the data set's folder, with /
     "source_split",    # train, val, test as the data set has it; empty where it has none
     "source_id",       # "labels/a.txt:3" or "annotation 17"
-    "source_width", "source_height",                  # of the upright photo, pixels
+    "source_width", "source_height",                  # of the photo, upright unless its annotations are not; pixels
     "crop_x0", "crop_y0", "crop_x1", "crop_y1",       # crop box in the photo, pixels, x1 and y1 exclusive
     "mask_area",       # foreground pixels
     "rasteriser",      # how the mask was drawn
@@ -154,6 +156,15 @@ def write_tables(tables: Mapping[str | Path, "pd.DataFrame"]) -> None:
     with ExitStack() as stack:
         for path, table in tables.items():
             table.to_csv(stack.enter_context(atomic_path(path)), index=False, lineterminator="\n", encoding="utf-8")
+
+
+@contextmanager
+def table_writer(path: str | Path, columns: Sequence[str]) -> Iterator["csv.writer"]:
+    """Write a CSV as `write_table` does, but row by row: a table of any length takes no memory."""
+    with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(columns)
+        yield writer
 
 
 def resolve_path(text: str, table_path: str | Path) -> Path:

@@ -88,12 +88,12 @@ def sample_problem(sample: Sample, sizes: dict[Path, tuple[int, int] | str], nee
     size = sizes[sample.image]
     if isinstance(size, str):
         return size
-    if sample.label is None:
-        return "no label; expected the path of a mask" if need_labels else None
-    label_size = sizes[sample.label]
+    width, height = size
+    label_size = size if sample.label is None else sizes[sample.label]
+    if sample.label is None and need_labels:
+        return "no label; expected the path of a mask"
     if isinstance(label_size, str):
         return label_size
-    width, height = size
     if label_size != size:
         return (f"{sample.label_text} is {label_size[0]}x{label_size[1]} px, "
                 f"but its image {sample.image_text} is {width}x{height} px")

@@ -386,11 +386,11 @@ def _draw(results: pd.DataFrame, samples: Sequence[Sample], folder: Path, count:
             f"{name} {result[column]:.2f}" for name, column in
             (("IoU", "iou"), ("Dice", "dice"), ("boundary IoU", "boundary_iou"))]
         if row in drawn:
-            guess = f"the model's own guess of its IoU {result['predicted_iou']:.2f}"
-            picture = figures.panel(example, " · ".join([names[row], *scores, guess]),
+            estimate = f"model's own estimate {result['predicted_iou']:.2f}"
+            picture = figures.panel(example, " · ".join([names[row], *scores, estimate]),
                                     f"no. {row + 1}: {sample.image_text}")
             imaging.write_jpeg(folder / _picture_name(row, sample), picture)
-        return row, figures.sheet_cell(example, " · ".join([f"{row + 1}. {names[row]}", *scores[:1]]))
+        return row, figures.sheet_cell(example, " · ".join([names[row], *scores[:1], f"no. {row + 1}"]))
 
     wanted = sorted({row for _, rows in sections for row in rows})
     cells = dict(tqdm(_in_threads(draw, wanted), "drawing", len(wanted), unit="picture", disable=None))

@@ -25,14 +25,16 @@ if TYPE_CHECKING:
 RIGHT, TOO_MUCH, MISSED = (86, 180, 233), (213, 94, 0), (240, 228, 66)  # sky blue, vermilion, yellow
 LEGEND = ((RIGHT, "right"), (TOO_MUCH, "too much"), (MISSED, "missed"))
 BACKGROUND, INK, GREY = (250, 250, 250), (20, 20, 20), (105, 105, 105)
-OPACITY = 0.6
+OPACITY, DIM = 0.6, 0.8  # of the colours; of the grey picture under them
 
 PANEL_AREA, PANEL_LONGEST = 360 * 300, 620       # of one tile, pixels
 OVERLAY_AREA, OVERLAY_LONGEST = 900 * 700, 1600
-NARROWEST_TILE, NARROWEST_PANEL = 150, 640       # room for the words above
+NARROWEST_TILE, NARROWEST_PANEL = 150, 720       # room for the words above
 GAP = 8
-SHEET_TILE, SHEET_COLUMNS = (168, 132), 3        # (w, h)
+SHEET_TILE, SHEET_COLUMNS = (168, 200), 3        # most (w, h)
 SHEET_CELL = 3 * SHEET_TILE[0] + 2 * GAP         # width
+CROP_TILE, CROP_COLUMNS = (200, 150), 6          # (w, h)
+SHEET_AREA = 168 * 132
 
 
 @dataclass(frozen=True)
@@ -75,16 +77,44 @@ def contact_sheet(title: str, sections: Sequence[tuple[str, Sequence[np.ndarray]
 
 
 def sheet_cell(example: Example, caption: str) -> np.ndarray:
-    """One example of a contact sheet: its tiles, small, under one line of text."""
+    """One example of a contact sheet: its tiles, small, under one line of text; very wide ones below each other."""
     height, width = example.image.shape[:2]
-    tiles = _tiles(_Scaled(example, min(SHEET_TILE[0] / width, SHEET_TILE[1] / height)))
+    if width > 2.5 * height:
+        tiles = _tiles(_Scaled(example, min(_scale_to_area(example, SHEET_AREA, SHEET_CELL), SHEET_CELL / width)))
+        return _stack([_text(caption, SHEET_CELL, 14, INK), *(_stack([tile, _blank(3, 1)]) for tile in tiles)])
+    scale = min(_scale_to_area(example, SHEET_AREA, SHEET_CELL), SHEET_TILE[0] / width, SHEET_TILE[1] / height)
+    tiles = _tiles(_Scaled(example, scale))
     return _stack([_text(caption, SHEET_CELL, 14, INK), _beside([_widened(tile, SHEET_TILE[0]) for tile in tiles])])
+
+
+def crop_sheet(title: str, cells: Sequence[np.ndarray]) -> np.ndarray:
+    """Many crops on one picture. `cells`: what `crop_cell` made."""
+    width = CROP_COLUMNS * CROP_TILE[0] + (CROP_COLUMNS - 1) * GAP
+    parts = [_text(title, width, 18, INK)]
+    for start in range(0, len(cells), CROP_COLUMNS):
+        parts += [_beside(cells[start:start + CROP_COLUMNS]), _blank(GAP, width)]
+    return _framed(_stack(parts))
+
+
+def crop_cell(image: np.ndarray, mask: np.ndarray, heading: str, subheading: str) -> np.ndarray:
+    """One crop, (H, W, 3) uint8 RGB, with the outline of its mask, (H, W) bool, under two lines of text."""
+    height, width = mask.shape
+    scaled = _Scaled(Example(image, (), (), None, mask, None), min(CROP_TILE[0] / width, CROP_TILE[1] / height))
+    coverage = scaled.coverage(mask)
+    shown = coverage > 0.5 * coverage.max()  # half of what there is: a crack is thinner than a pixel here
+    around = cv2.dilate(shown.astype(np.uint8), np.ones((5, 5), np.uint8))  # so that the line does not hide a thin one
+    contours, _ = cv2.findContours(around, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
+    picture = scaled.image.copy()
+    for colour, thickness in ((INK, 3), (MISSED, 1)):  # seen on bright and on dark
+        cv2.drawContours(picture, contours, -1, colour, thickness, cv2.LINE_AA)
+    return _stack([_text(heading, CROP_TILE[0], 14, INK), _text(subheading, CROP_TILE[0], 10, GREY),
+                   _widened(picture, CROP_TILE[0])])
 
 
 def overlay(example: Example) -> np.ndarray:
     """The image with its prompt and the predicted mask on it, small images enlarged and large ones reduced."""
     scaled = _Scaled(example, _scale_to_area(example, OVERLAY_AREA, OVERLAY_LONGEST))
-    return scaled.with_prompt(scaled.tinted([(example.predicted, RIGHT)], outline=example.predicted))
+    return scaled.with_prompt(scaled.tinted([(example.predicted, RIGHT)], outline=example.predicted, grey=False))
 
 
 # ---- tiles ------------------------------------------------------------------------------------------------
@@ -120,16 +150,21 @@ class _Scaled:
         return cv2.resize(mask.astype(np.float32), self.size,
                           interpolation=cv2.INTER_AREA if self.scale < 1 else cv2.INTER_NEAREST)
 
-    def tinted(self, areas: Sequence[tuple[np.ndarray, tuple[int, int, int]]], outline: np.ndarray) -> np.ndarray:
-        """The image in grey under coloured areas, with a white outline around one mask."""
-        grey = cv2.cvtColor(self.image, cv2.COLOR_RGB2GRAY)  # so that the colours mean one thing only
-        blend = np.repeat(grey[..., None], 3, axis=2).astype(np.float32)
+    def tinted(self, areas: Sequence[tuple[np.ndarray, tuple[int, int, int]]], outline: np.ndarray,
+               grey: bool = True) -> np.ndarray:
+        """The image under coloured areas, with a white line around one mask, outside it: it may be thin.
+
+        In dim `grey` the colours mean one thing only.
+        """
+        blend = self.image.astype(np.float32)
+        if grey:
+            blend = np.repeat(cv2.cvtColor(blend, cv2.COLOR_RGB2GRAY)[..., None], 3, axis=2) * DIM
         for mask, colour in areas:
             weight = (OPACITY * self.coverage(mask))[..., None]
             blend += weight * (np.float32(colour) - blend)
         picture = blend.round().astype(np.uint8)
-        contours, _ = cv2.findContours((self.coverage(outline) > 0.5).astype(np.uint8), cv2.RETR_CCOMP,
-                                       cv2.CHAIN_APPROX_NONE)
+        around = cv2.dilate((self.coverage(outline) > 0.5).astype(np.uint8), np.ones((3, 3), np.uint8))
+        contours, _ = cv2.findContours(around, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
         return cv2.drawContours(picture, contours, -1, (255, 255, 255), 1, cv2.LINE_AA)
 
     def with_prompt(self, picture: np.ndarray) -> np.ndarray:

@@ -4,7 +4,9 @@ Coordinates are (x, y) in pixels of the picture; pixel i covers the interval [i,
 xyxy, whole pixels, x1 and y1 exclusive. Masks are (H, W) bool.
 """
 
+from array import array
 from collections.abc import Sequence
+from itertools import pairwise
 
 import cv2
 import numpy as np
@@ -12,6 +14,7 @@ import numpy as np
 Box = tuple[int, int, int, int]
 
 SUPERSAMPLING = 4
+TILE_OVERLAP = 4               # neighbouring tiles share a quarter of their side, or more
 POLYGON_RASTERISER = f"opencv fillPoly {SUPERSAMPLING}x"
 RLE_RASTERISER = "pycocotools RLE"
 RECTANGLE_RASTERISER = "rectangle"
@@ -19,7 +22,9 @@ RECTANGLE_RASTERISER = "rectangle"
 _SHIFT = 4                     # fillPoly takes fixed-point vertices: sixteenths of a subpixel
 _MAX_CANVAS = 64 * 2**20       # bytes of supersampled canvas drawn at a time
 _FAR = 1e7                     # vertices further out are drawn in to here: int32 and float sums stay exact enough
-_MAX_RLE_PIXELS = 2**30
+_MAX_RLE_PIXELS = 2**28
+_MANY_POINTS = 5000
+_MAX_TANGLE = 1e11             # some 20 seconds
 
 
 # ---- polygons ---------------------------------------------------------------------------------------------
@@ -29,7 +34,8 @@ def polygons_to_mask(polygons: Sequence[np.ndarray], resolution_wh: tuple[int, i
 
     Returns (mask (y1 - y0, x1 - x0) bool, box xyxy in the picture), the box tight around the foreground; None where
     no pixel of the picture is covered by half. Every polygon is filled by the even-odd rule, so a seam to an inner
-    ring makes a hole. Nothing of the picture's size is allocated, only of the object's.
+    ring makes a hole. Nothing of the picture's size is allocated, only of the object's. Raises ValueError for a
+    polygon that crosses itself so often that drawing it would take minutes.
     """
     window = (0, 0, *resolution_wh)
     parts = [clipped for polygon in polygons if len(clipped := clip_polygon(polygon, window)) >= 3]
@@ -40,6 +46,12 @@ def polygons_to_mask(polygons: Sequence[np.ndarray], resolution_wh: tuple[int, i
     x0, y0, x1, y1 = clip_box((x0, y0, x1, y1), resolution_wh)
     if x0 >= x1 or y0 >= y1:
         return None
+    for part in parts:
+        if len(part) > _MANY_POINTS:
+            # fillPoly sorts, row by row, the edges that the row meets: their number squared where they are in disorder
+            edges = np.abs(np.diff(part[:, 1])).sum() / (y1 - y0)
+            if edges**2 * (y1 - y0) * SUPERSAMPLING > _MAX_TANGLE:
+                raise ValueError("polygon that crosses itself too often to be an outline")
     mask = np.empty((y1 - y0, x1 - x0), dtype=bool)
     rows = max(1, _MAX_CANVAS // (SUPERSAMPLING**2 * (x1 - x0 + 2)))
     for top in range(y0, y1, rows):
@@ -68,8 +80,12 @@ def clip_polygon(polygon: np.ndarray, box: Box) -> np.ndarray:
 
     That pixel keeps the edges along the clip border out of the box. M is 0 where nothing is left.
     """
-    polygon = np.clip(np.asarray(polygon, dtype=np.float64), -_FAR, _FAR)
+    polygon = np.asarray(polygon, dtype=np.float64)
     x0, y0, x1, y1 = box
+    (left, top), (right, bottom) = polygon.min(axis=0), polygon.max(axis=0)
+    if left >= x0 - 1 and top >= y0 - 1 and right <= x1 + 1 and bottom <= y1 + 1:
+        return polygon
+    polygon = np.clip(polygon, -_FAR, _FAR)
     for axis, limit, sign in ((0, x0 - 1.0, 1), (0, x1 + 1.0, -1), (1, y0 - 1.0, 1), (1, y1 + 1.0, -1)):
         distance = sign * (polygon[:, axis] - limit)
         inside = distance >= 0
@@ -102,13 +118,9 @@ def rle_to_mask(rle: dict) -> np.ndarray:
     Raises ValueError, its text the reason, for anything pycocotools would crash on or decode to garbage.
     """
     from pycocotools import mask as coco_mask
-    size, counts = rle.get("size"), rle.get("counts")
-    if not (isinstance(size, list | tuple) and len(size) == 2 and all(map(_is_count, size)) and min(size) > 0):
-        raise ValueError("RLE without a size of two whole numbers")
-    height, width = (int(value) for value in size)
-    if height * width > _MAX_RLE_PIXELS:
-        raise ValueError("RLE larger than a gigapixel")
-    if isinstance(counts, list | tuple):
+    height, width = rle_size(rle)
+    counts = rle.get("counts")
+    if isinstance(counts, list | tuple | array):
         if not all(map(_is_count, counts)):
             raise ValueError("RLE counts that are not whole numbers")
         runs = [int(count) for count in counts]
@@ -124,7 +136,18 @@ def rle_to_mask(rle: dict) -> np.ndarray:
         compressed = coco_mask.frPyObjects({"size": [height, width], "counts": runs}, height, width)
     else:
         compressed = {"size": [height, width], "counts": encoded}
-    return np.ascontiguousarray(coco_mask.decode(compressed)).astype(bool)
+    return np.ascontiguousarray(coco_mask.decode(compressed)).view(bool)  # 0 or 1, as the sum was right
+
+
+def rle_size(rle: dict) -> tuple[int, int]:
+    """(height, width) as an RLE claims. Raises ValueError, its text the reason."""
+    size = rle.get("size")
+    if not (isinstance(size, list | tuple) and len(size) == 2 and all(map(_is_count, size)) and min(size) > 0):
+        raise ValueError("RLE without a size of two whole numbers")
+    height, width = (int(value) for value in size)
+    if height * width > _MAX_RLE_PIXELS:
+        raise ValueError("RLE larger than 268 megapixels")
+    return height, width
 
 
 def rle_runs(encoded: bytes) -> list[int]:
@@ -187,6 +210,73 @@ def pad_box(xyxy: Box, padding: float, resolution_wh: tuple[int, int]) -> Box:
     dx = int(np.ceil(min(padding * (x1 - x0) - 1e-9, resolution_wh[0])))
     dy = int(np.ceil(min(padding * (y1 - y0) - 1e-9, resolution_wh[1])))
     return clip_box((x0 - dx, y0 - dy, x1 + dx, y1 + dy), resolution_wh)
+
+
+def square_box(xyxy: Box, resolution_wh: tuple[int, int]) -> Box:
+    """Widen a box that lies in the picture to a square, on both sides of it as far as the picture goes.
+
+    No square only where the picture is narrower than the box is long: then it reaches from border to border.
+    """
+    x0, y0, x1, y1 = xyxy
+    spans = []
+    for first, last, limit in ((x0, x1, resolution_wh[0]), (y0, y1, resolution_wh[1])):
+        length = min(longer_side(xyxy), limit)
+        start = min(max((first + last - length) // 2, 0), limit - length)
+        spans.append((start, start + length))
+    (x0, x1), (y0, y1) = spans
+    return x0, y0, x1, y1
+
+
+def tile_grid(resolution_wh: tuple[int, int], size: int) -> list[tuple[Box, Box]]:
+    """Tiles of `size` pixels a side that cover a picture, row by row, and the core of each: (tile, core).
+
+    Tiles are spread evenly and share a quarter of their side or more with the next; cores part the picture among
+    them, their borders halfway in what two tiles share. A picture shorter than `size` has one tile, as short.
+    """
+    (columns, rows) = (_tile_spans(length, size) for length in resolution_wh)
+    return [((x0, y0, x1, y1), (left, top, right, bottom))
+            for (y0, y1), (top, bottom) in rows for (x0, x1), (left, right) in columns]
+
+
+def _tile_spans(length: int, size: int) -> list[tuple[tuple[int, int], tuple[int, int]]]:
+    more = -(-(length - size) * TILE_OVERLAP // (size * (TILE_OVERLAP - 1))) if length > size else 0
+    starts = [0, *(number * (length - size) // more for number in range(1, more + 1))]
+    borders = [0, *((following + start + size) // 2 for start, following in pairwise(starts)), length]
+    return [((start, min(start + size, length)), core) for start, core in zip(starts, pairwise(borders))]
+
+
+def cut_into_tiles(mask: np.ndarray, xyxy: Box, grid: Sequence[tuple[Box, Box]], min_size: int
+                   ) -> list[tuple[np.ndarray, Box, Box]]:
+    """Share a mask that fills the box `xyxy` out among the tiles of `tile_grid`: (piece, its tight box, tile) each.
+
+    Where tiles hold all of it, the one that has it nearest to its middle gets it, uncut. Else every tile that has
+    `min_size` pixels of it or more in its core, in width or in height, gets a piece: all of it that the tile shows.
+    """
+    x0, y0, x1, y1 = xyxy
+    holding = [tile for tile, _ in grid if tile[0] <= x0 and tile[1] <= y0 and x1 <= tile[2] and y1 <= tile[3]]
+    if holding:
+        off_middle = [sorted((abs(x0 + x1 - tile[0] - tile[2]), abs(y0 + y1 - tile[1] - tile[3])), reverse=True)
+                      for tile in holding]
+        return [(mask, xyxy, holding[off_middle.index(min(off_middle))])]
+    pieces = []
+    for tile, core in grid:
+        own = _part_in(mask, xyxy, core)
+        if own is not None and longer_side(own[1]) >= min_size:
+            pieces.append((*_part_in(mask, xyxy, tile), tile))
+    return pieces
+
+
+def _part_in(mask: np.ndarray, xyxy: Box, window: Box) -> tuple[np.ndarray, Box] | None:
+    """What of a mask that fills `xyxy` lies in `window`: (mask, its tight box); None where nothing."""
+    x0, y0 = max(xyxy[0], window[0]), max(xyxy[1], window[1])
+    x1, y1 = min(xyxy[2], window[2]), min(xyxy[3], window[3])
+    if x0 >= x1 or y0 >= y1:
+        return None
+    return tighten(crop(mask, (x0 - xyxy[0], y0 - xyxy[1], x1 - xyxy[0], y1 - xyxy[1])), (x0, y0))
+
+
+def longer_side(xyxy: Box) -> int:
+    return max(xyxy[2] - xyxy[0], xyxy[3] - xyxy[1])
 
 
 def clip_box(xyxy: Box, resolution_wh: tuple[int, int]) -> Box:

@@ -210,7 +210,6 @@ def download(url: str, path: Path, size: int, sha256: str) -> None:
 
     A partial file stays beside `path` for the next try. Raises UserError, saying where to get the file by hand.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{STAGING_PREFIX}{path.name}")
     done = partial.stat().st_size if partial.exists() else 0
     by_hand = f"download {url} by hand and put it at {path}, or name your copy with --checkpoint"
@@ -218,6 +217,7 @@ def download(url: str, path: Path, size: int, sha256: str) -> None:
         request = urllib.request.Request(url, headers={"Range": f"bytes={done}-"} if done else {})
         try:
             with urllib.request.urlopen(request, timeout=30) as response:
+                path.parent.mkdir(parents=True, exist_ok=True)
                 if done and response.status != 206:  # the server does not resume: from the start
                     done = 0
                 with partial.open("ab" if done else "wb") as file, tqdm(

@@ -6,7 +6,6 @@ split a pair comes from; pairs deleted by hand are gone, and files it does not k
 
 import functools
 import hashlib
-import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
@@ -16,7 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from sam_lora import contracts, splits, workers
-from sam_lora.class_folders import printable
+from sam_lora.class_folders import OBJECT_NUMBER, TILE_PLACE, printable
 from sam_lora.errors import UserError
 from sam_lora.imaging import IMAGE_SUFFIXES, ImageError, load_image, load_mask
 
@@ -24,7 +23,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
 CONVERTERS = "process_yolo_to_classwise.py (YOLO) or process_coco_dataset.py (COCO)"
-OBJECT_NUMBER = re.compile(r"_\d{4,}$")       # <photo>_0003: an object of <photo>, as class_folders.py names it
 SHOWN = 5                                     # names given for each reason
 
 Strategy = Callable[[np.ndarray], np.ndarray]  # (H, W) bool -> (3, 2) integer xy
@@ -150,9 +148,10 @@ def _image_for(mask: str, images: Mapping[str, str]) -> str | None:
 
 
 def _photo_stem(image_path: str, mask_path: str) -> str:
-    """What the names say of the photo: a crop, named as its mask, is <photo>_<number>; else the image is the photo."""
+    """What the names say of the photo: a crop, named as its mask, is <photo>_<number>; else the image is the photo or,
+    as <photo>.tile.<x0>.<y0>, a tile of it."""
     image, mask = PurePosixPath(image_path).stem, PurePosixPath(mask_path).stem
-    return OBJECT_NUMBER.sub("", image) if image == mask else image
+    return OBJECT_NUMBER.sub("", image) if image == mask else TILE_PLACE.sub("", image)
 
 
 # ---- points -----------------------------------------------------------------------------------------------

@@ -44,7 +44,7 @@ def files_in(folder: Path) -> list[str]:
     return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
 
 
-TABLES = ["classes.json", "conversion_report.csv", "instances.csv"]
+OTHER = ["classes.json", "conversion_report.csv", "instances.csv", "preview.jpg"]
 
 
 def test_crops_masks_and_manifest(tmp_path: Path):
@@ -56,7 +56,7 @@ def test_crops_masks_and_manifest(tmp_path: Path):
     manifest, report = convert([image], tmp_path / "out", padding=0.1)
     assert files_in(tmp_path / "out") == sorted([
         *(f"Class_3_red_disc/{kind}/x y_{index}.png" for kind in ("images", "masks") for index in ("0001", "12345")),
-        *(f"Class_5_bar/{kind}/x y_0004.png" for kind in ("images", "masks")), *TABLES])
+        *(f"Class_5_bar/{kind}/x y_0004.png" for kind in ("images", "masks")), *OTHER])
     assert manifest.columns.tolist() == list(contracts.MANIFEST_COLUMNS)
     common = ["sub/x y.png", ""]
     assert manifest.to_numpy().tolist() == [
@@ -88,7 +88,7 @@ def test_no_crop_writes_the_photo_once_a_class(tmp_path: Path):
     manifest, _ = convert([image], tmp_path / "out", no_crop=True)
     assert files_in(tmp_path / "out") == sorted([
         "Class_3_red_disc/images/x.png", "Class_3_red_disc/masks/x_0001.png", "Class_3_red_disc/masks/x_0002.png",
-        "Class_5_bar/images/x.png", "Class_5_bar/masks/x_0003.png", *TABLES])
+        "Class_5_bar/images/x.png", "Class_5_bar/masks/x_0003.png", *OTHER])
     assert manifest.image_path.tolist() == ["Class_3_red_disc/images/x.png"] * 2 + ["Class_5_bar/images/x.png"]
     assert manifest[["crop_x0", "crop_y0", "crop_x1", "crop_y1"]].to_numpy().tolist() == [[0, 0, WIDTH, HEIGHT]] * 3
     assert np.array_equal(load_image(tmp_path / "out/Class_5_bar/images/x.png"), load_image(image.path))
@@ -137,7 +137,7 @@ def test_the_tree_does_not_depend_on_workers_or_order(tmp_path: Path):
     convert(images, tmp_path / "one", num_workers=0)
     convert(images[::-1], tmp_path / "two", num_workers=2)
     names = files_in(tmp_path / "one")
-    assert len(names) == 43 and files_in(tmp_path / "two") == names
+    assert len(names) == 44 and files_in(tmp_path / "two") == names
     for name in names:
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes(), name
 

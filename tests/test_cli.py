@@ -66,7 +66,8 @@ def test_every_script_answers_a_wrong_flag_in_one_line(name, capsys):
 def test_the_same_flag_is_the_same_everywhere():
     """One type and one help text for each flag that scripts share."""
     seen = {}
-    shared = {"--overwrite", "--seed", "--num_workers", "--split", "--resplit", "--device", "--padding", "--no_crop"}
+    shared = {"--overwrite", "--seed", "--num_workers", "--split", "--resplit", "--device", "--padding", "--no_crop",
+              "--square", "--tile"}
     for name in SCRIPTS:
         for action in importlib.import_module(name).get_args_parser()._actions:
             for flag in shared & set(action.option_strings):

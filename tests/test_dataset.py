@@ -113,6 +113,7 @@ def test_check_samples_counts_all_bad_rows_and_names_the_first(table, rows, tmp_
     pytest.param({"points": "[[5,5],[128,79]]"}, r"row 2: point \(128, 79\) lies outside wide.png \(128x80 px\)",
                  id="a point one pixel right of the image"),
     pytest.param({"points": "[[-0.5,5]]"}, r"point \(-0.5, 5\) lies outside", id="a point left of it"),
+    pytest.param({"label": "", "points": "[[5,80]]"}, "no label", id="two mistakes: the first is told"),
     pytest.param({"box": "[128,0,140,10]"}, "row 2: box 128,0,140,10 lies outside wide.png", id="a box beside it"),
     pytest.param({"label": ""}, "row 2: no label; expected the path of a mask", id="no label"),
 ])
@@ -121,6 +122,13 @@ def test_check_samples_says_what_is_wrong(table, rows, tmp_path, change, message
     table = write_rows(tmp_path, rows)
     with pytest.raises(UserError, match=message):
         check_samples(read_samples(table), table, need_labels=True)
+
+
+def test_rows_without_a_label_are_checked_too(table, rows, tmp_path):
+    rows[0] |= {"label": "", "points": "[[5,80]]"}
+    table = write_rows(tmp_path, rows)
+    with pytest.raises(UserError, match=r"row 2: point \(5, 80\) lies outside"):
+        check_samples(read_samples(table), table, need_labels=False)
 
 
 # ---- grouping -----------------------------------------------------------------------------------------------

@@ -131,8 +131,9 @@ def test_true_class_names_come_from_the_manifest_else_from_classes_json(tmp_path
     classes = tmp_path / contracts.CLASSES_FILE
     classes.write_text(json.dumps({"Class_0_a_b": {"class_id": 0, "class_name": "a/b"}}), encoding="utf-8")
     assert evaluation.class_names(samples) == ["a/b", "c"]
-    pd.DataFrame({"mask_path": ["Class_1_c/masks/a.png", "Class_0_a_b/masks/a.png"], "class_name": ["ç", "a:b"]}).to_csv(
-        tmp_path / contracts.MANIFEST_FILE, index=False)
+    manifest = pd.DataFrame({"mask_path": ["Class_1_c/masks/a.png", "Class_0_a_b/masks/a.png"],
+                             "class_name": ["ç", "a:b"]})
+    manifest.to_csv(tmp_path / contracts.MANIFEST_FILE, index=False)
     assert evaluation.class_names(samples) == ["a:b", "ç"]
 
 
@@ -194,9 +195,9 @@ def test_comparison_follows_its_seed():
 
 
 @pytest.mark.parametrize(("base", "tuned", "sentence"), [
-    pytest.param([0.5, 0.6, 0.5], [0.7, 0.7, 0.8], "The tuned model is better than the base model: mean IoU 0.733 tuned "
-                 "against 0.533 base on the same 3 objects, +0.200 (95 % interval +0.100 to +0.300), better on 3 and "
-                 "worse on 0.", id="better"),
+    pytest.param([0.5, 0.6, 0.5], [0.7, 0.7, 0.8], "The tuned model is better than the base model: mean IoU 0.733 "
+                 "tuned against 0.533 base on the same 3 objects, +0.200 (95 % interval +0.100 to +0.300), "
+                 "better on 3 and worse on 0.", id="better"),
     pytest.param([0.7, 0.7, 0.8], [0.5, 0.6, 0.5], "The tuned model is WORSE than the base model: mean IoU 0.533 tuned "
                  "against 0.733 base on the same 3 objects, -0.200 (95 % interval -0.300 to -0.100), better on 0 and "
                  "worse on 3.", id="worse"),
@@ -211,7 +212,8 @@ def test_verdict(base, tuned, sentence):
     assert evaluation.verdict(table) == sentence
 
 
-SAMPLES = [sample_at("m1.png", "a.png"), sample_at("m2.png", "a.png"), sample_at("", "b.png"), sample_at("m1.png", "a.png")]
+SAMPLES = [sample_at("m1.png", "a.png"), sample_at("m2.png", "a.png"), sample_at("", "b.png"),
+           sample_at("m1.png", "a.png")]
 
 
 def write_results(path: Path, rows: list[tuple]) -> Path:
@@ -227,7 +229,8 @@ def test_other_results_are_put_in_the_samples_order(tmp_path):
 
 @pytest.mark.parametrize(("rows", "message"), [
     pytest.param([("a.png", "m1.png", 0.1), ("a.png", "m2.png", 0.2)],
-                 r"scored other samples than t.csv has \(1 only in t.csv, 0 only in .*, e.g. a.png\)", id="one row less"),
+                 r"scored other samples than t.csv has \(1 only in t.csv, 0 only in .*, e.g. a.png\)",
+                 id="one row less"),
     pytest.param([("a.png", "m1.png", 0.1), ("a.png", "m2.png", 0.2), ("a.png", "m1.png", 0.2), ("c.png", "m.png", 1)],
                  r"\(0 only in t.csv, 1 only in .*, e.g. c.png\); run both models on the same table", id="one more"),
     pytest.param([("a.png", "m1.png", 0.1), ("a.png", "m2.png", ""), ("a.png", "m1.png", 0.3)],

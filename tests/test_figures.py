@@ -30,7 +30,8 @@ def example(height: int, width: int, truth: bool = True, **changes) -> Example:
 
 def amount(picture: np.ndarray, colour: tuple[int, int, int]) -> int:
     """Pixels of grey under a tint of `colour`."""
-    tint = 128 + figures.OPACITY * (np.array(colour) - 128.0)
+    grey = 128 * figures.DIM
+    tint = grey + figures.OPACITY * (np.array(colour) - grey)
     return int((np.abs(picture - tint).max(axis=2) < 2).sum())
 
 
@@ -42,9 +43,9 @@ def amount(picture: np.ndarray, colour: tuple[int, int, int]) -> int:
 def test_every_size_gives_a_picture_to_look_at(height, width, truth):
     panel = figures.panel(example(height, width, truth), "class · IoU 0.50", "file.png")
     assert panel.dtype == np.uint8 and panel.ndim == 3
-    assert 640 <= panel.shape[1] <= 2000 and 80 <= panel.shape[0] <= 800
+    assert 720 <= panel.shape[1] <= 2000 and 80 <= panel.shape[0] <= 800
     cell = figures.sheet_cell(example(height, width, truth), "class")
-    assert cell.shape[1] == figures.SHEET_CELL and cell.shape[0] <= figures.SHEET_TILE[1] + 30
+    assert cell.shape[1] == figures.SHEET_CELL and cell.shape[0] <= figures.SHEET_TILE[1] + 120
     overlay = figures.overlay(example(height, width, truth))
     assert max(overlay.shape[:2]) <= figures.OVERLAY_LONGEST
     assert overlay.shape[1] / overlay.shape[0] == pytest.approx(width / height, rel=0.5)
@@ -62,6 +63,13 @@ def test_right_too_much_and_missed_have_their_own_colours_in_their_own_places():
     assert 1.8 * quarter < amount(truth[120:, :160], RIGHT) <= 2 * quarter
 
 
+def test_the_overlay_keeps_the_picture_s_own_colours():
+    picture = figures.overlay(example(60, 80, truth=False, image=np.full((60, 80, 3), (200, 30, 60), np.uint8)))
+    assert (picture[:picture.shape[0] // 3] == (200, 30, 60)).all()
+    tint = np.array((200, 30, 60)) + figures.OPACITY * (np.array(RIGHT) - (200, 30, 60))
+    assert np.abs(picture[picture.shape[0] * 3 // 4, picture.shape[1] // 2] - tint).max() < 2
+
+
 def test_the_three_colours_differ_in_brightness_too():
     brightness = [cv2.cvtColor(np.uint8([[colour]]), cv2.COLOR_RGB2GRAY)[0, 0] for colour in (TOO_MUCH, RIGHT, MISSED)]
     assert all(int(b) - int(a) > 30 for a, b in pairwise(brightness))
@@ -72,7 +80,7 @@ def test_an_object_a_pixel_wide_survives_reduction():
     crack[601] = True
     shown = replace(example(1200, 1600), predicted=crack, truth=crack)
     _, prediction, _ = figures._tiles(figures._Scaled(shown, 0.2))
-    assert np.abs(prediction[120].astype(int) - 128).max(axis=1).min() > 5
+    assert np.abs(prediction[120].astype(int) - round(128 * figures.DIM)).max(axis=1).min() > 5
 
 
 def test_points_are_marked_where_they_are_and_labels_differ():

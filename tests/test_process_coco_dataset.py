@@ -30,7 +30,7 @@ from sam_lora.imaging import load_image, load_mask, write_jpeg
 DATA = Path(__file__).parents[2] / "shared" / "data"
 WIDTH, HEIGHT = 80, 50
 SQUARE = [20, 10, 60, 10, 60, 30, 20, 30]   # 40 x 20 pixels from (20, 10)
-TABLES = ["classes.json", "conversion_report.csv", "instances.csv"]
+OTHER = ["classes.json", "conversion_report.csv", "instances.csv", "preview.jpg"]
 
 
 def picture(path: Path, seed: int = 0, size: tuple[int, int] = (HEIGHT, WIDTH)) -> None:
@@ -110,7 +110,7 @@ def test_three_files_become_class_folders(tmp_path: Path, capsys: pytest.Capture
     crops = [Path(path).name for path in manifest.mask_path]
     assert files_in(tmp_path / "out") == sorted([
         *(f"Class_5_a_b/{kind}/{crops[0]}" for kind in ("images", "masks")),
-        *(f"Class_1_disc/{kind}/{name}" for kind in ("images", "masks") for name in crops[1:]), *TABLES])
+        *(f"Class_1_disc/{kind}/{name}" for kind in ("images", "masks") for name in crops[1:]), *OTHER])
     masks = [load_mask(tmp_path / "out" / path) for path in manifest.mask_path]
     assert np.array_equal(masks[0], ring[2:38, 6:54]) and np.array_equal(masks[2], ring[2:38, 6:54])
     assert masks[1].shape == (HEIGHT, WIDTH) and masks[1][:20, :30].all() and masks[1][22, 70] and not masks[1][40, 10]
@@ -330,7 +330,7 @@ def test_split_of(path: str, images_dir: str, split: str):
     pytest.param("", [], "broken JSON", id="empty"),
     pytest.param("{'a': 1}", [], "broken JSON", id="not JSON"),
     pytest.param(b"\xff\xfe\x00", [], "broken JSON", id="not UTF-8"),
-    pytest.param("[" * 100000, [], "broken JSON", id="too deep"),
+    pytest.param('{"images": ' + "[" * 100000, [], "broken JSON", id="too deep"),
     pytest.param("[]", [], "found a list, as COCO result files are", id="results"),
     pytest.param("3", [], "no list of images, annotations, categories", id="a number"),
     pytest.param('{"images": [], "annotations": {}}', [], "no list of annotations, categories", id="keys missing"),

@@ -230,6 +230,7 @@ def test_without_a_download_the_error_says_what_to_do(tmp_path, address):
         fetch(address, path)
     message = str(error.value)
     assert "the download failed" in message and "\n" not in message
+    assert list(tmp_path.iterdir()) == []
     assert f"download {address} by hand and put it at {path}, or name your copy with --checkpoint" in message
 
 

@@ -44,7 +44,7 @@ def test_the_readmes_commands_in_their_order(tmp_path, form, class_folders, tabl
     said = [run(tmp_path, command) for command in commands]
 
     assert files(tmp_path / "processed_dataset") == class_folders | {"instances.csv", "classes.json",
-                                                                     "conversion_report.csv"}
+                                                                     "conversion_report.csv", "preview.jpg"}
     splits = {f"{split}{end}.csv" for split in contracts.SPLITS for end in ("", "_reformatted")}
     assert files(tmp_path) == {"data", f"my_{form}_dataset", "processed_dataset", "checkpoints", "base_sam_results",
                                "finetuned_sam_results2", "sam_finetuned.pth", "sam_finetuned.json"} | splits | tables

@@ -1,0 +1,116 @@
+"""run_base_sam_inference.py: the same outputs as run_inference.py under its own names, through the same code."""
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import random_sam
+
+import run_base_sam_inference
+import run_inference
+from sam_lora import contracts
+from sam_lora.checkpoints import library_versions, prepare_for_training, save_checkpoint, trained_state
+from sam_lora.errors import UserError
+from sam_lora.sam import load_sam
+
+STEMS = [f"{number:05d}_photo{number + 9}_0001" for number in range(1, 7)]
+
+
+@pytest.fixture
+def run(crops, mini_weights, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    def call(*flags) -> Path:
+        arguments = ["--model_type", "vit_mini", "--checkpoint", mini_weights, "--output_dir", "base", *flags]
+        if "--image" not in flags:
+            arguments += ["--test_csv", crops.test_csv]
+        run_base_sam_inference.main(run_base_sam_inference.get_args_parser().parse_args(list(map(str, arguments))))
+        return tmp_path / "base"
+    return call
+
+
+def files_of(folder: Path) -> set[str]:
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_files_and_tables(run, crops, capsys):
+    out = run("--num_pictures", 3)
+    results = pd.read_csv(out / "base_sam_results.csv", keep_default_na=False)
+    pictures = {*results["picture"]} - {""}
+    assert len(pictures) == 3
+    assert files_of(out) == {"predictions.jpg", "base_sam_results.csv", "base_sam_class_iou_summary.csv", *pictures,
+                             *(f"masks/{stem}.png" for stem in STEMS)}
+    assert list(results.columns) == list(contracts.RESULT_COLUMNS)
+    assert results["label"].tolist() == pd.read_csv(crops.test_csv)["label"].tolist()
+    assert list(pd.read_csv(out / "base_sam_class_iou_summary.csv").columns) == list(contracts.SUMMARY_COLUMNS)
+    assert "vit_mini as released, at 256 px" in capsys.readouterr().out
+
+
+def test_an_untrained_checkpoint_scores_what_its_base_scores(run, crops, mini_weights, tmp_path):
+    """Base and tuned differ in weights only: with the same weights nothing differs, the drawn samples included."""
+    base = run("--num_pictures", 2)
+    sam, sha256 = load_sam("vit_mini", mini_weights)
+    lora = {"rank": 4, "alpha": 8.0, "dropout": 0.0, "targets": ["qkv"], "blocks": None}
+    prepare_for_training(sam, lora, train_decoder=True)
+    header = {"model_type": "vit_mini", "image_size": 256, "base_sha256": sha256, "lora": lora, "train_decoder": True,
+              "epoch": 0, "metrics": {}, "versions": library_versions()}
+    save_checkpoint(tmp_path / "untrained.ckpt", header, trained_state(sam))
+    base_csv, tuned = base / "base_sam_results.csv", tmp_path / "tuned"
+    run_inference.main(run_inference.get_args_parser().parse_args(
+        ["--checkpoint", str(tmp_path / "untrained.ckpt"), "--base_checkpoint", str(mini_weights), "--num_pictures",
+         "2", "--test_csv", str(crops.test_csv), "--output_dir", "tuned", "--compare_to", str(base_csv)]))
+    pd.testing.assert_frame_equal(pd.read_csv(base_csv), pd.read_csv(tuned / "finetuned_sam_results.csv"))
+    for folder in ("masks", "samples"):
+        assert files_of(base / folder) == files_of(tuned / folder)
+    assert (pd.read_csv(tuned / "comparison.csv")["mean_difference"] == 0).all()
+
+
+def test_compared_with_the_tuned_model_the_base_stays_the_base(run, tmp_path, mini_checkpoint, mini_weights, crops):
+    run_inference.main(run_inference.get_args_parser().parse_args(
+        ["--checkpoint", str(mini_checkpoint), "--base_checkpoint", str(mini_weights), "--num_pictures", "0",
+         "--test_csv", str(crops.test_csv), "--output_dir", "tuned"]))
+    tuned = tmp_path / "tuned" / "finetuned_sam_results.csv"
+    comparison = pd.read_csv(run("--num_pictures", 0, "--compare_to", tuned) / "comparison.csv")
+    assert comparison["tuned_iou"][2] == pytest.approx(pd.read_csv(tuned)["iou"].mean(), abs=1e-5)
+    base = pd.read_csv(tmp_path / "base" / "base_sam_results.csv")
+    assert comparison["base_iou"][2] == pytest.approx(base["iou"].mean(), abs=1e-5)
+
+
+def test_one_image(run, crops):
+    image = crops.folder / pd.read_csv(crops.test_csv)["image"][0]
+    out = run("--image", image, "--box", "5,5,50,30")
+    assert files_of(out) == {"photo10_0001_mask.png", "photo10_0001_overlay.jpg"}
+    mask = cv2.imread(str(out / "photo10_0001_mask.png"), cv2.IMREAD_UNCHANGED)
+    assert mask.shape == cv2.imread(str(image)).shape[:2]
+
+
+def test_another_image_size(run, capsys):
+    out = run("--image_size", 128, "--num_pictures", 0)
+    assert "at 128 px" in capsys.readouterr().out
+    assert np.isfinite(pd.read_csv(out / "base_sam_results.csv")["iou"]).all()
+
+
+@pytest.mark.parametrize(("flags", "message"), [
+    pytest.param(["--checkpoint", "gone.pth"], "gone.pth: no such file", id="missing"),
+    pytest.param(["--checkpoint", "random.pth"], "random.pth: cannot be read", id="a random file"),
+    pytest.param(["--model_type", "vit_b"], "does not fit vit_b .*give --model_type vit_mini", id="another type"),
+    pytest.param(["--checkpoint", "small.pth"], "small.pth: does not fit vit_mini", id="keys missing"),
+    pytest.param(["--image_size", "100"], "--image_size 100: expected a multiple of 16", id="an odd size"),
+    pytest.param(["--device", "nowhere"], "--device nowhere: not available here", id="no such device"),
+])
+def test_models_that_do_not_load_leave_nothing(run, tmp_path, flags, message):
+    (tmp_path / "random.pth").write_bytes(bytes(range(200)))
+    state = random_sam("vit_mini").state_dict()
+    del state["image_encoder.pos_embed"]
+    torch.save(state, tmp_path / "small.pth")
+    with pytest.raises(UserError, match=message) as error:
+        run(*flags)
+    assert "\n" not in str(error.value) and not (tmp_path / "base").exists()
+
+
+def test_a_lora_checkpoint_is_sent_to_the_other_script(run, mini_checkpoint):
+    with pytest.raises(UserError, match="is a LoRA checkpoint of train.py.*run_inference.py"):
+        run("--checkpoint", mini_checkpoint)
