@@ -198,7 +198,7 @@ class _JsonText:
         while True:
             try:
                 value, end = self.decode(self.text, self.place)
-                if end < len(self.text) or self.complete:  # else it may go on: 12 of 123
+                if end + 2 < len(self.text) or self.complete:  # else it may go on: 12 of 123, of 12e+3
                     self.place = end
                     return value
             except json.JSONDecodeError as error:
@@ -518,8 +518,8 @@ def parse_segmentation(segmentation: object, frame_wh: tuple[float, float] | Non
                 or max(segmentation) > reach:
             raise AnnotationError("a plain list of numbers that looks like RLE counts")
         segmentation = [segmentation]
-    polygons = [part for part in segmentation
-                if isinstance(part, list | array) and len(part) >= 6 and len(part) % 2 == 0 and all(map(_is_number, part))]
+    polygons = [part for part in segmentation if isinstance(part, list | array) and len(part) >= 6
+                and len(part) % 2 == 0 and all(map(_is_number, part))]
     if not polygons:
         raise AnnotationError("no polygon part of three finite points")
     if len(polygons) < len(segmentation):

@@ -32,8 +32,10 @@ YAML_NAMES = ("data.yaml", "data.yml", "dataset.yaml", "dataset.yml")
 CLASSES_TXT = "classes.txt"
 OUT_OF_PICTURE = 0.01      # rounding in exporters; beyond it a row is clipped and noted
 PIXEL_COORDINATE = 1.5
+FAR = 1e15                 # beyond it a coordinate is as good as infinite
 
 CLIPPED = "a polygon reached out of its picture and was clipped"
+NO_NUMBER = "NaN, infinity or something that is no number"
 CONFIDENCE = "a row had an odd count of coordinates; the last number was taken as a confidence and dropped"
 
 
@@ -78,7 +80,7 @@ def read_data_yaml(root: Path) -> tuple[dict, Path | None]:
         return {}, None
     try:
         settings = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
-    except (yaml.YAMLError, RecursionError, ValueError, TypeError, AttributeError, LookupError) as error:  # PyYAML's own
+    except (yaml.YAMLError, RecursionError, ValueError, TypeError, AttributeError, LookupError) as error:  # PyYAML
         mark = getattr(error, "problem_mark", None)
         where = f" at line {mark.line + 1}" if mark else ""
         raise UserError(f"{path}: broken YAML{where}; expected `names:` and the class names") from error
@@ -97,18 +99,19 @@ def class_names(root: Path, given: Sequence[str] | None, settings: dict, yaml_pa
     None where data.yaml is there but names nothing and counts nothing: then any id is `class_<id>`. Raises UserError.
     """
     if given:
-        return dict(enumerate(given))
+        return {i: class_folders.clean_name(name) or f"class_{i}" for i, name in enumerate(given)}
     names = settings.get("names")
     if names is not None:
         names = _names_from_yaml(names, yaml_path)
         count = settings.get("nc")
         if isinstance(count, int) and count != len(names):
-            report.notes[f"{yaml_path.name}: nc is {count if abs(count) < 10**9 else 'huge'}, but names has {len(names)}; the names were taken"] += 1
+            count = count if abs(count) < 10**9 else "huge"
+            report.notes[f"{yaml_path.name}: nc is {count}, but names has {len(names)}; the names were taken"] += 1
         return names
     for folder in (root, root / "labels", root / "train", root / "train" / "labels"):
         if (folder / CLASSES_TXT).is_file():
             text = (folder / CLASSES_TXT).read_text(encoding="utf-8-sig", errors="replace")
-            names = [line.strip() for line in text.splitlines()]
+            names = [class_folders.clean_name(line) for line in text.splitlines()]
             while names and not names[-1]:
                 names.pop()
             if not names:
@@ -294,19 +297,25 @@ def parse_label_row(line: str) -> LabelRow:
     class_id = _number(tokens[0], "a class name where the class id belongs")
     if not class_id.is_integer():
         raise RowError("a class id that is no whole number")
+    numbers = array("d")
     try:
-        numbers = array("d", map(float, islice(tokens, 1, None)))
+        for start in range(1, len(tokens), 4096):  # in pieces: a row may have millions
+            numbers.fromlist(list(map(float, tokens[start:start + 4096])))
     except ValueError:
         numbers = array("d", [math.nan])
     if "_" in line or not all(map(math.isfinite, numbers)):  # token by token only where a reason is wanted: it is slow
         numbers = array("d", (_number(token, "something that is no number") for token in islice(tokens, 1, None)))
     if len(numbers) < 4:
         raise RowError("too few numbers")
+    low, high = min(numbers), max(numbers)
+    if not -FAR < low <= high < FAR:
+        raise RowError(NO_NUMBER)
     is_box = len(numbers) in (4, 5)
     has_confidence = len(numbers) % 2 == 1
     if has_confidence:
         numbers.pop()
-    if sum(abs(number) > PIXEL_COORDINATE for number in numbers) * 2 > len(numbers):
+    if max(-low, high) > PIXEL_COORDINATE and \
+            sum(abs(number) > PIXEL_COORDINATE for number in numbers) * 2 > len(numbers):
         raise RowError("looks like pixel coordinates; expected shares of width and height, 0 to 1")
     if is_box:
         x, y, width, height = numbers
@@ -335,7 +344,7 @@ def _number(token: str, otherwise: str) -> float:
     except ValueError:
         raise RowError(otherwise) from None
     if "_" in token or not math.isfinite(value):
-        raise RowError("NaN, infinity or something that is no number")
+        raise RowError(NO_NUMBER)
     return value
 
 

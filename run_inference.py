@@ -32,7 +32,8 @@ def main(args: argparse.Namespace) -> None:
 
     def load_model() -> sam.Sam:
         model, header = checkpoints.load_tuned_sam(args.checkpoint, args.base_checkpoint)
-        print(f"{args.checkpoint}: {header['model_type']} at {header['image_size']} px, epoch {header['epoch']}")
+        print(f"{args.checkpoint}: {header['model_type']} at {header['image_size']} px, epoch {header['epoch']}, "
+              f"trained with {header['prompt']} a mask")
         return model.to(device)
 
     if args.image is not None:

@@ -4,7 +4,7 @@
     python benchmarks/bench_convert.py --images 5000 --objects 100000 --reference_objects 2000
 
 Makes a YOLO data set of drawn photos in a temporary folder, times both on it, checks that both give as many crops,
-and tells time and peak memory. The straightforward converter is one process that reads the photo for every label
+and tells time, processor time and peak memory. The straightforward converter is one process that reads the photo for every label
 row, draws a full-size mask, cuts and writes; with --reference_objects it does that many only, and its time is scaled.
 The last line is `speedup X.XX`.
 """
@@ -25,11 +25,11 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from sam_lora import cli, contracts
+
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
-
-from sam_lora import cli, contracts  # noqa: E402
-
 CLASSES = ("disc", "star", "blob")
 CORNERS = 24
 
@@ -53,7 +53,7 @@ def main(args: argparse.Namespace) -> None:
         print(f"{args.images} photos of {args.size[0]} x {args.size[1]}, {args.objects} objects, "
               f"{megabytes(root):.0f} MB; {os.cpu_count()} cores")
 
-        seconds, largest, together = timed([
+        seconds, cpu, memory = timed([
             sys.executable, str(ROOT / "process_yolo_to_classwise.py"), "--dataset_dir", str(root), "--output_dir",
             str(ours), "--num_workers", str(args.num_workers)])
         crops_of = {}
@@ -62,24 +62,26 @@ def main(args: argparse.Namespace) -> None:
                 crops_of[row["source_image"]] = crops_of.get(row["source_image"], 0) + 1
         crops = sum(crops_of.values())
         print(f"ours: {crops} crops in {seconds:.1f} s, {seconds / args.objects * 1e3:.2f} ms an object, "
-              f"{args.num_workers} processes, {megabytes(ours):.0f} MB written")
-        print(f"ours: peak memory {together:.0f} MB in all processes together, {largest:.0f} MB in the largest")
+              f"{args.num_workers} processes, {cpu:.1f} s of processor time, {megabytes(ours):.0f} MB written, "
+              f"peak memory {memory:.0f} MB in all processes together")
 
         per_photo = args.objects / args.images
         photos = sorted((root / "images").iterdir())
         photos = photos[:min(len(photos), -(-(args.reference_objects or args.objects) // max(1, int(per_photo))))]
         rows = sum(len(label_of(photo).read_text().splitlines()) for photo in photos)
         cv2.setNumThreads(1)
-        start = time.perf_counter()
+        start, busy = time.perf_counter(), time.process_time()
         found = sum(straightforward(photo, theirs) for photo in photos)
-        reference = time.perf_counter() - start
-        memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        reference, busy = time.perf_counter() - start, time.process_time() - busy
         expected = sum(crops_of.get(f"images/{photo.name}", 0) for photo in photos)
         scaled = reference * args.objects / rows
         print(f"straightforward: {found} crops of {rows} objects in {reference:.1f} s, "
-              f"{reference / rows * 1e3:.2f} ms an object; {scaled:.1f} s for all {args.objects}; {memory:.0f} MB")
+              f"{reference / rows * 1e3:.2f} ms an object, {busy:.1f} s of processor time; {scaled:.1f} s for all "
+              f"{args.objects}")
         if found != expected:
             sys.exit(f"different crops: {found} straightforward, {expected} of ours from the same photos")
+    print(f"processor time an object: ours {cpu / args.objects * 1e3:.2f} ms, straightforward "
+          f"{busy / rows * 1e3:.2f} ms, {busy / rows * args.objects / cpu:.2f} times as much")
     print(f"speedup {scaled / seconds:.2f}")
 
 
@@ -156,11 +158,11 @@ def make_photo(job: tuple[int, int], root: Path, size_wh: tuple[int, int], seed:
 # ---- measuring --------------------------------------------------------------------------------------------
 
 def timed(command: list[str]) -> tuple[float, float, float]:
-    """Run a command: (seconds, peak MB of its largest process, peak MB of all its processes together).
+    """Run a command: (seconds, processor seconds of all its processes, peak MB of all of them together).
 
-    Together: PSS, so that pages which processes share count once, looked at four times a second (Linux only).
+    Memory: PSS, so that pages which processes share count once, looked at four times a second (Linux only).
     """
-    start = time.perf_counter()
+    start, before = time.perf_counter(), _processor_seconds()
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     peak = [0.0]
     stop = threading.Event()
@@ -177,7 +179,13 @@ def timed(command: list[str]) -> tuple[float, float, float]:
     watcher.join()
     if code:
         sys.exit(f"{' '.join(command)}: exit {code}")
-    return seconds, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024, peak[0]
+    return seconds, _processor_seconds() - before, peak[0]
+
+
+def _processor_seconds() -> float:
+    """Of all ended processes that this one started, and theirs."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
 
 
 def _family(pid: int) -> list[int]:

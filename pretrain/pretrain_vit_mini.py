@@ -37,7 +37,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     stages.add_argument("--images", type=int, nargs="+", default=[16, 8], help="pictures in a batch, per stage")
     stages.add_argument("--masks", type=int, nargs="+", default=[4, 4], help="regions prompted in each picture")
     stages.add_argument("--learning_rates", type=float, nargs="+", default=[1e-3, 7e-4],
-                        help="at the start of each stage; the last stage ends at zero")
+                        help="peak of each stage: halved by its end, zero at the end of the last")
     optimisation = parser.add_argument_group("optimisation")
     optimisation.add_argument("--warmup", type=int, default=100, help="steps of warm-up, in each stage")
     optimisation.add_argument("--weight_decay", type=float, default=0.05)
@@ -48,7 +48,8 @@ def get_args_parser() -> argparse.ArgumentParser:
     run.add_argument("--threads", type=int, default=2)
     cli.add_num_workers(run, 1)
     cli.add_device(run)
-    run.add_argument("--evaluate_every", type=float, default=6, help="minutes")
+    run.add_argument("--evaluate_every", type=float, default=5, help="minutes")
+    run.add_argument("--num_judged", type=cli.positive_int, default=128, help="held-out crops of that evaluation")
     run.add_argument("--resume", action="store_true", help="go on from OUTPUT_DIR/state.pt")
     out = parser.add_argument_group("output")
     out.add_argument("--output_dir", default="demo_output/pretrain")
@@ -336,7 +337,7 @@ def main(args: argparse.Namespace) -> None:
 
     full_side = SAM_TYPES[MODEL_TYPE].image_size
     judge = build_sam(MODEL_TYPE).to(device)
-    crops = held_out_samples(full_side, 128)
+    crops = held_out_samples(full_side, args.num_judged)
 
     def append(name: str, row: dict) -> None:
         path = folder / name

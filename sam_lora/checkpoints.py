@@ -23,7 +23,7 @@ from sam_lora.sam import SAM_TYPES, Sam, find_weights, load_plain, load_sam
 
 FORMAT = "sam-lora"
 FORMAT_VERSION = 1
-HEADER_KEYS = ("model_type", "image_size", "base_sha256", "lora", "train_decoder", "epoch", "metrics")
+HEADER_KEYS = ("model_type", "image_size", "base_sha256", "lora", "train_decoder", "prompt", "epoch", "metrics")
 LORA_KEYS = ("rank", "alpha", "dropout", "targets", "blocks")
 
 

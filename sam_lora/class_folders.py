@@ -46,7 +46,7 @@ REPORT_COLUMNS = ("source_file", "source_id", "reason", "detail")
 SPLIT_ALIASES = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val",
                  "test": "test", "testing": "test"}
 
-TEXT_SUFFIXES = {".txt", ".json", ".yaml", ".yml", ".md", ".csv", ".xml", ".cache", ".py"}  # beside pictures, no word on
+TEXT_SUFFIXES = {".txt", ".json", ".yaml", ".yml", ".md", ".csv", ".xml", ".cache", ".py"}  # need no word
 
 PREVIEW_CROPS = 36
 OBJECT_NUMBER = re.compile(r"_\d{4,}$")                # <photo>_0003: an object of <photo>
@@ -148,7 +148,7 @@ class ConversionReport:
         if self.classes:
             yield "classes: " + ", ".join(f"{name} {count}" for name, count in self.classes.items())
         for note, count in self.notes.items():
-            yield f"note: {note}" + (f" ({count} times)" if count > 1 else "")
+            yield f"note: {printable(note)}" + (f" ({count} times)" if count > 1 else "")
 
 
 @contextmanager
@@ -218,7 +218,7 @@ def _check(report: ConversionReport) -> None:
 # ---- preview ----------------------------------------------------------------------------------------------
 
 class _PreviewSample:
-    """A random choice from a stream of manifest rows, the same in every run, with every class as far as there is room."""
+    """A random choice from a stream of manifest rows, the same in every run; every class, as far as there is room."""
 
     def __init__(self) -> None:
         import numpy as np
@@ -298,6 +298,7 @@ def convert_image(image: SourceImage, classes: Mapping[str, ObjectClass], settin
         result.skipped = [(item.source_id, IMAGE_BROKEN, error.reason) for item in image.objects]
         return result
     height, width = pixels.shape[:2]
+    digest = hashlib.blake2b(image.path.read_bytes(), digest_size=16).hexdigest()
     grid = geometry.tile_grid((width, height), settings.tile) if settings.tile else []
     written: set[str] = set()  # images that several masks share
     for item in image.objects:
@@ -337,7 +338,8 @@ def convert_image(image: SourceImage, classes: Mapping[str, ObjectClass], settin
                 _write(staging / mask_path, imaging.encode_png(geometry.paste(piece, piece_box, frame)))
             result.rows.append((
                 image_path, mask_path, object_class.class_id, object_class.class_name, printable(image.name),
-                image.split, printable(item.source_id), width, height, *frame, int(piece.sum()), rasteriser))
+                image.split, printable(item.source_id), width, height, *frame, int(piece.sum()), rasteriser,
+                digest))
     return result
 
 

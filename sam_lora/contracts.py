@@ -36,6 +36,7 @@ MANIFEST_COLUMNS = (
     "crop_x0", "crop_y0", "crop_x1", "crop_y1",       # crop box in the photo, pixels, x1 and y1 exclusive
     "mask_area",       # foreground pixels
     "rasteriser",      # how the mask was drawn
+    "source_digest",   # of the photo's file: copies of a photo under other names are told by it
 )
 
 # 2. split tables

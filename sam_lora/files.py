@@ -45,7 +45,7 @@ def refuse_existing(paths: Sequence[Path], overwrite: bool) -> None:
     existing = [path for path in paths if path.exists()]
     if existing and not overwrite:
         names = ", ".join(str(path) for path in existing)
-        raise UserError(f"{names}: already there; give --overwrite to replace, or another --output_dir")
+        raise UserError(f"{names}: already there; give --overwrite to replace, or write elsewhere")
 
 
 @contextmanager

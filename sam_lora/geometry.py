@@ -41,8 +41,9 @@ def polygons_to_mask(polygons: Sequence[np.ndarray], resolution_wh: tuple[int, i
     parts = [clipped for polygon in polygons if len(clipped := clip_polygon(polygon, window)) >= 3]
     if not parts:
         return None
-    x0, y0 = np.floor(np.min([part.min(axis=0) for part in parts], axis=0)).astype(int).tolist()
-    x1, y1 = np.ceil(np.max([part.max(axis=0) for part in parts], axis=0)).astype(int).tolist()
+    points = parts[0] if len(parts) == 1 else np.concatenate(parts)
+    x0, y0 = np.floor(points.min(axis=0)).astype(int).tolist()
+    x1, y1 = np.ceil(points.max(axis=0)).astype(int).tolist()
     x0, y0, x1, y1 = clip_box((x0, y0, x1, y1), resolution_wh)
     if x0 >= x1 or y0 >= y1:
         return None
@@ -71,8 +72,9 @@ def _draw(parts: Sequence[np.ndarray], box: Box) -> np.ndarray:
             cv2.fillPoly(canvas, [np.round(vertices * 2**_SHIFT).astype(np.int32)], 240, shift=_SHIFT)
     # the mean of sixteen subpixels of 0 or 240 is a whole number, so nothing is rounded; strictly more than half,
     # because fillPoly paints the boundary's subpixels too
-    coverage = cv2.resize(canvas, (width, height), interpolation=cv2.INTER_AREA)
-    return coverage[1:-1, 1:-1] > 120
+    for scale in (2, 1):  # by halves, which OpenCV does several times faster than by a quarter at once
+        canvas = cv2.resize(canvas, (width * scale, height * scale), interpolation=cv2.INTER_AREA)
+    return canvas[1:-1, 1:-1] > 120
 
 
 def clip_polygon(polygon: np.ndarray, box: Box) -> np.ndarray:

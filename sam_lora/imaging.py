@@ -187,7 +187,9 @@ def _float_colour(path: str | Path) -> np.ndarray | None:
                 return None
             tags = TiffImagePlugin.ImageFileDirectory_v2(header)
             file.seek(tags.next)
-            tags.load(file)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # damaged metadata
+                tags.load(file)
         if 3 not in tags.get(TIFF_SAMPLE_FORMAT, ()) or len(tags[TIFF_BITS_PER_SAMPLE]) < 3:
             return None
         if tags[TIFF_WIDTH] * tags[TIFF_HEIGHT] > 2 * Image.MAX_IMAGE_PIXELS:

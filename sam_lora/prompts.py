@@ -4,7 +4,8 @@ Every point lies inside the mask, and the three differ wherever the mask has thr
 enough they keep off its boundary, for a click there says little about which side is meant. Same mask, same points.
 
 All functions here take masks as (H, W) bool and give points as integer (x, y) pixels of that mask. `depth` is the
-distance of a mask pixel to the nearest pixel outside, the frame beyond the mask's own box counted as outside.
+distance of a mask pixel to the nearest pixel outside, the frame beyond the mask's own box counted as outside, right to
+2 %: it is only compared.
 """
 
 import cv2
@@ -12,7 +13,10 @@ import numpy as np
 
 PULL = 0.15            # a far point moves inside by up to this share of the farthest distance
 DEEP = 0.5             # deep enough: this share of the greatest depth around
+DEEPEST = 0.94         # of the greatest depth: 0.9 of it for certain, as depths are right to 2 %
 SHELLS = 32            # radii tried for a curved mask
+SHELL_PIXELS = 10_000  # pixels looked at for that; of a larger mask those on a grid
+NEAR = 8               # pixels around a target that are searched first
 
 
 def centre_and_opposite_points(mask: np.ndarray) -> np.ndarray:
@@ -24,10 +28,10 @@ def centre_and_opposite_points(mask: np.ndarray) -> np.ndarray:
     as opposite as the mask allows. Raises ValueError on an empty mask.
     """
     mask, corner = _cropped(mask)
-    depth = _depth(mask)
-    centre = _centre_or_pole(mask, depth)
+    depth, moments = _depth(mask), _moments(mask)
+    centre = _centre_or_pole(mask, depth, _centroid(moments))
     pair, reach = _mirrored_pair(depth, centre)
-    if reach < 0.5 * _spread(mask)[0]:
+    if reach < 0.5 * _spread(moments)[0]:
         equidistant = _equidistant_pair(depth, centre)
         pair = equidistant if equidistant is not None else pair
     if pair is None:
@@ -45,7 +49,7 @@ def centre_and_farthest_points(mask: np.ndarray) -> np.ndarray:
     pair = farthest_pair(mask)
     radius = PULL * np.linalg.norm(pair[0] - pair[1])
     pair = np.stack([_pulled_inside(depth, point, radius) for point in pair])
-    centre = _near_centre(mask, depth)
+    centre = _near_centre(mask, depth, _centroid(_moments(mask)))
     if (pair == centre).all(axis=1).any():
         free = mask.copy()
         free[pair[:, 1], pair[:, 0]] = False
@@ -56,8 +60,8 @@ def centre_and_farthest_points(mask: np.ndarray) -> np.ndarray:
 def farthest_pair(mask: np.ndarray) -> np.ndarray:
     """(H, W) bool -> (2, 2) int64 xy: two mask pixels at the greatest distance of all, exact. The mask is not empty."""
     rows = np.flatnonzero(mask.any(axis=1))
-    first = mask[rows].argmax(axis=1)
-    last = mask.shape[1] - 1 - mask[rows, ::-1].argmax(axis=1)
+    first = mask.argmax(axis=1)[rows]
+    last = mask.shape[1] - 1 - mask[:, ::-1].argmax(axis=1)[rows]
     ends = np.concatenate([np.stack([first, rows], axis=1), np.stack([last, rows], axis=1)])
     return _farthest(ends)
 
@@ -80,33 +84,34 @@ def _cropped(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def _depth(mask: np.ndarray) -> np.ndarray:
     padded = cv2.copyMakeBorder(mask.view(np.uint8), 1, 1, 1, 1, cv2.BORDER_CONSTANT, value=0)
-    return cv2.distanceTransform(padded, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)[1:-1, 1:-1]
+    return cv2.distanceTransform(padded, cv2.DIST_L2, cv2.DIST_MASK_5)[1:-1, 1:-1]  # a third of the exact one's time
 
 
-def _centre_or_pole(mask: np.ndarray, depth: np.ndarray) -> np.ndarray:
+def _centre_or_pole(mask: np.ndarray, depth: np.ndarray, centroid: np.ndarray) -> np.ndarray:
     """The centroid where it is inside (moved off the boundary), else the pole of inaccessibility.
 
     The pole is the pixel of the deepest tenth nearest to the centroid, so that an even band has it in its middle.
     """
-    centroid = _centroid(mask)
     if mask[centroid[1], centroid[0]]:
-        return _near_centre(mask, depth)
-    return _nearest(depth >= 0.9 * depth.max(), centroid)
+        return _near_centre(mask, depth, centroid)
+    return _nearest(depth >= DEEPEST * depth.max(), centroid)
 
 
-def _near_centre(mask: np.ndarray, depth: np.ndarray) -> np.ndarray:
+def _near_centre(mask: np.ndarray, depth: np.ndarray, centroid: np.ndarray) -> np.ndarray:
     """The mask pixel nearest to the centroid, moved off the boundary."""
-    return _pulled_inside(depth, _nearest(mask, _centroid(mask)), PULL * float(np.hypot(*mask.shape)))
+    return _pulled_inside(depth, _nearest(mask, centroid), PULL * float(np.hypot(*mask.shape)))
 
 
-def _centroid(mask: np.ndarray) -> np.ndarray:
-    moments = cv2.moments(mask.view(np.uint8), binaryImage=True)
+def _moments(mask: np.ndarray) -> dict[str, float]:
+    return cv2.moments(mask.view(np.uint8))  # of zeros and ones: the same as with binaryImage, in a third of the time
+
+
+def _centroid(moments: dict[str, float]) -> np.ndarray:
     return np.rint([moments["m10"] / moments["m00"], moments["m01"] / moments["m00"]]).astype(np.int64)
 
 
-def _spread(mask: np.ndarray) -> tuple[float, np.ndarray]:
-    """Standard deviation of the mask's pixels along its major axis, and that axis as a unit (x, y)."""
-    moments = cv2.moments(mask.view(np.uint8), binaryImage=True)
+def _spread(moments: dict[str, float]) -> tuple[float, np.ndarray]:
+    """Standard deviation of a mask's pixels along its major axis, and that axis as a unit (x, y)."""
     scatter = np.array([[moments["mu20"], moments["mu11"]], [moments["mu11"], moments["mu02"]]]) / moments["m00"]
     variances, axes = np.linalg.eigh(scatter)
     return float(np.sqrt(max(variances[1], 0))), axes[:, 1]
@@ -117,14 +122,15 @@ def _mirrored_pair(depth: np.ndarray, centre: np.ndarray) -> tuple[np.ndarray | 
     x, y = centre
     height, width = depth.shape
     reach_x, reach_y = min(x, width - 1 - x), min(y, height - 1 - y)
-    window = depth[y - reach_y:y + reach_y + 1, x - reach_x:x + reach_x + 1]
-    both = np.minimum(window, window[::-1, ::-1])
+    window = np.ascontiguousarray(depth[y - reach_y:y + reach_y + 1, x - reach_x:x + reach_x + 1])
+    both = cv2.min(window, cv2.flip(window, -1))
     both[reach_y, reach_x] = 0
-    if not both.any():
+    deepest = both.max()
+    if deepest == 0:
         return None, 0.0
-    deviation, axis = _spread(both > 0)
+    deviation, axis = _spread(_moments(both > 0))
     middle = np.array([reach_x, reach_y])
-    offset = _nearest(both >= DEEP * both.max(), middle + deviation * axis) - middle
+    offset = _nearest(both >= DEEP * deepest, middle + deviation * axis) - middle
     return np.stack([centre + offset, centre - offset]), float(np.linalg.norm(offset))
 
 
@@ -133,10 +139,12 @@ def _equidistant_pair(depth: np.ndarray, centre: np.ndarray) -> np.ndarray | Non
 
     Of all such pairs the one that is both far apart and opposite: greatest chord x (chord / radius).
     """
-    for floor in (DEEP * depth.max(), 0.5):
-        ys, xs = np.nonzero(depth >= floor)
-        pixels = np.stack([xs, ys], axis=1)
-        shell = np.rint(np.linalg.norm(pixels - centre, axis=1)).astype(np.int64)
+    deep = depth >= DEEP * depth.max()
+    step = int(np.ceil(np.sqrt(np.count_nonzero(deep) / SHELL_PIXELS)))
+    for usable, every in ((deep, step), (deep, 1), (depth > 0, 1)):
+        ys, xs = np.nonzero(usable[::every, ::every])
+        pixels = every * np.stack([xs, ys], axis=1)
+        shell = np.rint(np.sqrt(((pixels - centre) ** 2).sum(axis=1))).astype(np.int64)
         radii = np.flatnonzero(np.bincount(shell)[1:] >= 2) + 1
         if len(radii) > SHELLS:
             radii = radii[np.linspace(0, len(radii) - 1, SHELLS).astype(int)]
@@ -169,9 +177,17 @@ def _pulled_inside(depth: np.ndarray, point: np.ndarray, radius: float) -> np.nd
 
 def _nearest(mask: np.ndarray, target: np.ndarray) -> np.ndarray:
     """The pixel of `mask` nearest to `target` (x, y); the first in reading order of several."""
-    distance = np.where(mask, _squared_distance(mask.shape, target), np.float32(np.inf))
-    y, x = divmod(int(distance.argmin()), mask.shape[1])
-    return np.array([x, y])
+    near = NEAR
+    while True:  # mostly the first, small window has it
+        x0, y0 = np.maximum(np.floor(target).astype(np.int64) - near, 0)
+        x1, y1 = np.maximum(np.floor(target).astype(np.int64) + near + 2, 0)
+        window = mask[y0:y1, x0:x1]
+        if window.any():
+            distance = np.where(window, _squared_distance(window.shape, target - (x0, y0)), np.float32(np.inf))
+            y, x = divmod(int(distance.argmin()), window.shape[1])
+            if distance[y, x] <= near ** 2 or window.shape == mask.shape:
+                return np.array([x + x0, y + y0])
+        near *= 4
 
 
 def _squared_distance(shape: tuple[int, ...], target: np.ndarray) -> np.ndarray:

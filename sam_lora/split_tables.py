@@ -36,6 +36,7 @@ class Pair(NamedTuple):
     class_name: str
     source_image: str
     source_split: str      # train, val, test, or "" where the data set does not say
+    source_digest: str = ""    # of the photo's file; "" where the manifest does not say
 
 
 class Skipped(NamedTuple):
@@ -101,7 +102,8 @@ def read_class_folders(dataset_dir: str | Path, class_of_folder: Callable[[str],
             origin = row or row_of_photo.get(photo)
             class_id, class_name = (row["class_id"], row["class_name"]) if row else classes[folder.name]
             pairs.append(Pair((root / image_path).as_posix(), (root / mask_path).as_posix(), class_id, class_name,
-                              *((origin["source_image"], origin["source_split"]) if origin else (photo, ""))))
+                              *((origin["source_image"], origin["source_split"], origin["source_digest"]) if origin
+                                else (photo, ""))))
     skipped += [Skipped((root / path).as_posix(), "image without a mask") for path in unused]
     class_names = sorted({name for _, name in classes.values()} | {row["class_name"] for row in manifest})
     notes = []
@@ -122,7 +124,9 @@ def _read_manifest(root: Path) -> list[dict[str, str]]:
     if len(odd):
         raise UserError(f"{path}: row {odd[0] + 1}, source_split: found {table['source_split'][odd[0]]!r}, expected "
                         f"{', '.join(contracts.SPLITS)} or nothing")
-    return table[list(columns)].to_dict("records")
+    if "source_digest" not in table:  # a manifest of an earlier version
+        table["source_digest"] = ""
+    return table[[*columns, "source_digest"]].to_dict("records")
 
 
 def _list(folder: Path, skipped: list[Skipped]) -> list[str]:
@@ -188,7 +192,8 @@ def place_points(folders: ClassFolders, strategy: Strategy, num_workers: int) ->
     table = pd.DataFrame(rows, columns=[*contracts.SPLIT_COLUMNS, contracts.SOURCE_COLUMN, "source_split"])
     groups = [splits.source_group(pair.source_image if PurePosixPath(pair.source_image).suffix.lower() in IMAGE_SUFFIXES
                                   else pair.source_image + ".png") for pair in kept]
-    table["group"] = splits.merge_groups(groups, [digests[pair.image_path] for pair in kept])
+    groups = splits.merge_groups(groups, [digests[pair.image_path] for pair in kept])
+    table["group"] = splits.merge_groups(groups, [pair.source_digest or group for pair, group in zip(kept, groups)])
     return table, skipped
 
 

@@ -33,7 +33,7 @@ def write_pair(root: Path, folder: str, name: str, seed: int, mask: np.ndarray =
 
 def manifest_row(folder: str, name: str, class_id: object, class_name: str, source_image: str, source_split: str = "",
                  image_name: str | None = None) -> dict:
-    row = dict.fromkeys(contracts.MANIFEST_COLUMNS, "0")
+    row = dict.fromkeys(contracts.MANIFEST_COLUMNS, "0") | {"source_digest": ""}
     return row | {"image_path": f"{folder}/images/{image_name or name}.png", "mask_path": f"{folder}/masks/{name}.png",
                   "class_id": class_id, "class_name": class_name, "source_image": source_image,
                   "source_split": source_split}

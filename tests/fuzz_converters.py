@@ -30,13 +30,12 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
-
 import cv2
 import numpy as np
 from PIL import Image
 from pycocotools import mask as coco_mask
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import process_coco_dataset
 import process_yolo_to_classwise
@@ -62,20 +61,22 @@ def get_args_parser() -> argparse.ArgumentParser:
 # ---- values that break things -----------------------------------------------------------------------------
 
 def odd_values(outside: str) -> list:
+    size = [HEIGHT, WIDTH]
     return [None, True, False, 0, -1, 1, 2, 7, 1.5, -0.0, 1e308, -1e308, float("nan"), float("inf"), 10**30, 10**400,
             2**31, 2**63, "", " ", "1", "1.0", "-1", "--3", "9" * 5000, "nan", "a/b", "../x", "../../../../x", outside,
             "CON", "nul.txt", ".", "..", "~", "x" * 300, "😀", "图像", "e\u0301", "\ud800", "\0", "a\nb\rc", "\x1b[31m",
             "A", "a", "https://example.org/a.jpg", "C:\\a.jpg", "a%2e%2e%2fb", "%00", [], {}, [[]], [[[[[[1]]]]]], [0],
-            [1, 2], [1, 2, 3, 4], [[1, 2, 3, 4, 5, 6]], [[0, 0, 1e9, 0, 1e9, 1e9]], {"size": [HEIGHT, WIDTH]},
-            {"size": [HEIGHT, WIDTH], "counts": [HEIGHT * WIDTH]}, {"size": [HEIGHT, WIDTH], "counts": "0"},
-            {"size": [2**15, 2**15], "counts": [2**30]}, {"size": [WIDTH, HEIGHT], "counts": [1, 2, 3]}, {"a": {"b": 1}}]
+            [1, 2], [1, 2, 3, 4], [[1, 2, 3, 4, 5, 6]], [[0, 0, 1e9, 0, 1e9, 1e9]], {"size": size},
+            {"size": size, "counts": [HEIGHT * WIDTH]}, {"size": size, "counts": "0"},
+            {"size": [2**15, 2**15], "counts": [2**30]}, {"size": size[::-1], "counts": [1, 2, 3]}, {"a": {"b": 1}}]
 
 
-TOKENS = ["nan", "inf", "-inf", "NaN", "Infinity", "1e308", "1e400", "-1", "1_0", "0x10", "٣", "1.0", "0.5", "99", "rle",
-          "crack", ",", ";", ":", "\t", " ", "\n", "\r", "\r\n", "\0", "\ufeff", "\u2028", "\x1b", "\x85", "[", "]", "{", "}",
-          "[[[[[[", '"', "'", "\\", "\\ud800", "- ", "? ", "| ", "> ", "&a ", "*a", "<<: *a", "!!python/object:os.system ",
-          "!!int ", "!!float ", "!!timestamp ", "!!binary ", "!!set ", "!!omap ", "!x ", "%YAML 1.1", "---", "...", "#",
-          "names:", "nc: -1", "train:", "kpt_shape:", "../../x", "null", "true", "9" * 400, "1:1:1", "2001-99-99", "~"]
+TOKENS = ["nan", "inf", "-inf", "NaN", "Infinity", "1e308", "1e400", "-1", "1_0", "0x10", "٣", "1.0", "0.5", "99",
+          "rle", "crack", ",", ";", ":", "\t", " ", "\n", "\r", "\r\n", "\0", "\ufeff", "\u2028", "\x1b", "\x85", "[", "]",
+          "{", "}", "[[[[[[", '"', "'", "\\", "\\ud800", "- ", "? ", "| ", "> ", "&a ", "*a", "<<: *a",
+          "!!python/object:os.system ", "!!int ", "!!float ", "!!timestamp ", "!!binary ", "!!set ", "!!omap ", "!x ",
+          "%YAML 1.1", "---", "...", "#", "names:", "nc: -1", "train:", "kpt_shape:", "../../x", "null",
+          "true", "9" * 400, "1:1:1", "2001-99-99", "~"]
 
 
 def odd_bytes(random: np.random.Generator) -> bytes:
@@ -173,7 +174,8 @@ def mutated_yaml(content: dict, random: np.random.Generator, outside: str) -> by
     bomb = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(
         f"{new}: &{new} [{','.join(f'*{old}' for _ in range(9))}]\n" for old, new in zip("abcdefgh", "bcdefghi"))
     text = [yaml.safe_dump(content), bomb + "names: *i\n", bomb + "names: [x]\ntrain: *i\n", "names: &a [*a]\n",
-            "names: {0: x, ? [1] : y}\n", "names: !!set {x, y}\n", "names: [" * 3000][random.choice(7, p=[.7] + [.05] * 6)]
+            "names: {0: x, ? [1] : y}\n", "names: !!set {x, y}\n", "names: [" * 3000][
+                random.choice(7, p=[.7] + [.05] * 6)]
     return mutated_bytes(text.encode(), random) if random.random() < 0.8 else text.encode()
 
 
@@ -186,12 +188,15 @@ def pictures() -> dict[str, bytes]:
     turned = Image.Exif()
     turned[274] = 6
     kinds = {
-        "jpg": (whole, "JPEG", {}), "turned": (whole, "JPEG", {"exif": turned}), "grey": (whole.convert("L"), "JPEG", {}),
+        "jpg": (whole, "JPEG", {}), "turned": (whole, "JPEG", {"exif": turned}),
+        "grey": (whole.convert("L"), "JPEG", {}),
         "progressive": (whole, "JPEG", {"progressive": True}), "cmyk": (whole.convert("CMYK"), "JPEG", {}),
-        "png": (whole, "PNG", {}), "rgba": (whole.convert("RGBA"), "PNG", {}), "palette": (whole.convert("P"), "PNG", {}),
-        "deep": (Image.fromarray(pixels[..., 0].astype(np.uint16) * 200), "PNG", {}), "bmp": (whole, "BMP", {}),
-        "one bit": (whole.convert("1"), "PNG", {}), "tif": (whole, "TIFF", {}), "deflate": (whole, "TIFF", {
-            "compression": "tiff_deflate"}), "deep tif": (Image.fromarray(pixels[..., 0].astype(np.uint16)), "TIFF", {}),
+        "png": (whole, "PNG", {}), "rgba": (whole.convert("RGBA"), "PNG", {}),
+        "palette": (whole.convert("P"), "PNG", {}), "bmp": (whole, "BMP", {}),
+        "deep": (Image.fromarray(pixels[..., 0].astype(np.uint16) * 200), "PNG", {}),
+        "one bit": (whole.convert("1"), "PNG", {}), "tif": (whole, "TIFF", {}),
+        "deflate": (whole, "TIFF", {"compression": "tiff_deflate"}),
+        "deep tif": (Image.fromarray(pixels[..., 0].astype(np.uint16)), "TIFF", {}),
         "float tif": (Image.fromarray(pixels[..., 0].astype(np.float32)), "TIFF", {}), "webp": (whole, "WEBP", {}),
         "gif": (whole, "GIF", {"save_all": True, "append_images": [whole.rotate(9)]}), "ppm": (whole, "PPM", {}),
         "animated": (whole, "WEBP", {"save_all": True, "append_images": [whole.rotate(9)]}), "ico": (whole, "ICO", {}),
@@ -221,7 +226,8 @@ def yolo_set(folder: Path, kinds: list[bytes]) -> list[Path]:
             (folder / split / kind).mkdir(parents=True, exist_ok=True)
         (folder / split / "images" / f"{stem}.jpg").write_bytes(data)
     (folder / "train/labels/a.txt").write_text(
-        "0 0.1 0.1 0.7 0.1 0.7 0.8 0.1 0.8\n1 0.2 0.2 0.9 0.3 0.5 0.9\n0 0.5 0.5 0.4 0.4\n2 0.1 0.2 0.9 0.2 0.8 0.3 0.7\n")
+        "0 0.1 0.1 0.7 0.1 0.7 0.8 0.1 0.8\n1 0.2 0.2 0.9 0.3 0.5 0.9\n0 0.5 0.5 0.4 0.4\n"
+        "2 0.1 0.2 0.9 0.2 0.8 0.3 0.7\n")
     (folder / "train/labels/b.rf.x.txt").write_text("1 0.3 0.1 0.8 0.2 0.8 0.9 0.3 0.1\n1 0 0 1 0 1 1 0 1\n")
     (folder / "valid/labels/a.txt").write_text("2 0.3 0.3 0.9 0.3 0.6 0.9\n")
     (folder / "data.yaml").write_text(json.dumps(YAML))
@@ -263,8 +269,9 @@ def break_pictures(files: list[Path], known: dict[str, bytes], random: np.random
                 path.unlink()
             case 7:
                 path.unlink()
-                [path.mkdir, lambda: os.mkfifo(path), lambda: path.symlink_to(outside),
-                 lambda: path.symlink_to(path.name), lambda: path.symlink_to("/dev/zero")][random.integers(5)]()
+                [Path.mkdir, os.mkfifo, lambda path: path.symlink_to(outside),
+                 lambda path: path.symlink_to(path.name), lambda path: path.symlink_to("/dev/zero")][
+                     random.integers(5)](path)
             case 8:
                 path.rename(path.with_name(["é.jpg", "x" * 240 + ".jpg", "a_0001.png", "A.JPG", "CON.jpg", "a b.webp",
                                             "new\nline.jpg", "a.jpg.jpg"][random.integers(8)]))
@@ -275,14 +282,21 @@ def flags_of(random: np.random.Generator, coco: bool) -> list[str]:
     flags += [["--no_crop"], ["--square"], ["--tile", "64"], [], [], []][random.integers(6)]
     for flag, chance in (("--strict", 0.05), ("--dry_run", 0.08), ("--boxes", 0.4), ("--crowd", 0.3 if coco else 0)):
         if random.random() < chance:
-            flags += [flag, *{"--boxes": ["rectangle"], "--crowd": [["keep", "skip"][random.integers(2)]]}.get(flag, [])]
+            choice = ["keep", "skip"][random.integers(2)]
+            flags += [flag, *{"--boxes": ["rectangle"], "--crowd": [choice]}.get(flag, [])]
     return flags
 
 
 # ---- one case ---------------------------------------------------------------------------------------------
 
-def run_case(number: int, seed: int, folder: Path, known: dict[str, bytes]) -> tuple[str, str]:
-    """(what was damaged, how it ended); raises AssertionError, which says what promise was broken."""
+def damage_of(number: int, seed: int) -> str:
+    """What a case damages."""
+    random = np.random.default_rng([seed, number, 1])
+    return ["YOLO rows", "data.yaml", "COCO JSON", "pictures"][random.choice(4, p=[0.3, 0.15, 0.35, 0.2])]
+
+
+def run_case(number: int, seed: int, folder: Path, known: dict[str, bytes]) -> str:
+    """How a case ended; raises AssertionError, which says what promise was broken."""
     random = np.random.default_rng([seed, number])
     data, out = folder / "a" / "b" / "c" / "set", folder / "a" / "b" / "c" / "out"
     secret = folder / "secret.jpg"
@@ -291,7 +305,7 @@ def run_case(number: int, seed: int, folder: Path, known: dict[str, bytes]) -> t
     here.mkdir()
     names = list(known)
     kinds = [known["jpg"] if random.random() < 0.8 else known[names[random.integers(len(names))]] for _ in range(3)]
-    what = ["YOLO rows", "data.yaml", "COCO JSON", "pictures"][random.choice(4, p=[0.3, 0.15, 0.35, 0.2])]
+    what = damage_of(number, seed)
     coco = what == "COCO JSON" or (what == "pictures" and random.random() < 0.5)
     bytewise = random.random() < 0.35
     if coco:
@@ -320,7 +334,7 @@ def run_case(number: int, seed: int, folder: Path, known: dict[str, bytes]) -> t
     os.chdir(here)
     code, printed, error = call(script, argv)
     assert tree(folder, out) == before, "a file outside --output_dir changed"
-    return what, judge(code, printed, error, out, data, "--dry_run" in argv, coco)
+    return judge(code, printed, error, out, data, "--dry_run" in argv, coco)
 
 
 def call(script, argv: list[str]) -> tuple[int, str, str]:
@@ -420,7 +434,6 @@ def child(first: int, count: int, seed: int, keep: str | None = None) -> None:
     import resource
     resource.setrlimit(resource.RLIMIT_AS, (CASE_BYTES, CASE_BYTES))
     cv2.setNumThreads(1)
-    cv2.setLogLevel(0)
     known = pictures()
     base = Path(keep) if keep else Path(tempfile.mkdtemp(prefix="fuzz-"))
     base.mkdir(exist_ok=True)
@@ -430,9 +443,10 @@ def child(first: int, count: int, seed: int, keep: str | None = None) -> None:
             folder = base / "case"
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir()
-            what, outcome, broken = "?", "", ""
+            outcome = broken = ""
+            what = damage_of(number, seed)
             try:
-                what, outcome = run_case(number, seed, folder, known)
+                outcome = run_case(number, seed, folder, known)
                 assert list(base.iterdir()) == [folder], "a file beside the case's folder"
             except AssertionError as error:
                 broken = str(error)
@@ -441,10 +455,11 @@ def child(first: int, count: int, seed: int, keep: str | None = None) -> None:
                     broken = f"traceback: {broken}"
             except (Exception, KeyboardInterrupt) as error:
                 frame = traceback.extract_tb(error.__traceback__)[-1]
-                broken = f"traceback: {type(error).__name__} in {Path(frame.filename).name}:{frame.lineno}: {error}"[:300]
+                where = f"{Path(frame.filename).name}:{frame.lineno}"
+                broken = f"traceback: {type(error).__name__} in {where}: {error}"[:300]
             print(json.dumps({"end": number, "what": what, "outcome": outcome, "broken": broken}), flush=True)
     finally:
-        os.chdir(ROOT)
+        os.chdir("/")
         if not keep:
             shutil.rmtree(base, ignore_errors=True)
 
@@ -456,7 +471,7 @@ def watched(first: int, count: int, seed: int) -> list[dict]:
         command = [sys.executable, __file__, "--child", "--first", str(number), "--count", str(end - number), "--seed",
                    str(seed)]
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                                   env={**os.environ, "OMP_NUM_THREADS": "1"})
+                                   env={**os.environ, "OMP_NUM_THREADS": "1", "OPENCV_LOG_LEVEL": "OFF"})
         try:
             printed, error = process.communicate(timeout=60 + 3 * CASE_SECONDS)
             died = f"the process died with {process.returncode}: {error[-200:]}" if process.returncode else ""
@@ -467,7 +482,9 @@ def watched(first: int, count: int, seed: int) -> list[dict]:
         lines = [json.loads(line) for line in printed.splitlines() if line.endswith("}")]
         results += [line for line in lines if "end" in line]
         started = [line["start"] for line in lines if "start" in line]
-        at = started[-1] if started else number
+        if not started:
+            return [*results, {"end": number, "what": "?", "outcome": "", "broken": f"no case was begun: {died}"}]
+        at = started[-1]
         if died or len(results) < at + 1 - first:
             results.append({"end": at, "what": "?", "outcome": "", "broken": died or "the process ended early"})
         number = at + 1

@@ -1,5 +1,6 @@
 """sam_lora/class_folders.py: exact files and manifest rows for one photo's objects, and names that are safe."""
 
+import hashlib
 import json
 import unicodedata
 from collections import Counter
@@ -59,6 +60,8 @@ def test_crops_masks_and_manifest(tmp_path: Path):
         *(f"Class_5_bar/{kind}/x y_0004.png" for kind in ("images", "masks")), *OTHER])
     assert manifest.columns.tolist() == list(contracts.MANIFEST_COLUMNS)
     common = ["sub/x y.png", ""]
+    digest = manifest.pop("source_digest")
+    assert digest.tolist() == [hashlib.blake2b(image.path.read_bytes(), digest_size=16).hexdigest()] * 3
     assert manifest.to_numpy().tolist() == [
         ["Class_3_red_disc/images/x y_0001.png", "Class_3_red_disc/masks/x y_0001.png", 3, "red disc", *common,
          "labels.txt:1", 90, 60, 5, 18, 65, 42, 500, "opencv fillPoly 4x"],
@@ -203,6 +206,10 @@ def test_stems():
     train, valid = stems("train/a.jpg", "valid/A.png")
     assert train.startswith("a-") and valid.startswith("A-") and len({train, valid}) == 2
     assert stems("valid/A.png", "train/a.jpg") == [valid, train]  # whatever the order
+    for name in ("a.tile.0.96.jpg", "a.tile.0.96_0001.jpg", "a_0003.jpg"):
+        whole, like_another = stems("a.jpg", name)
+        assert whole == "a" and like_another.startswith(f"{name[:-4]}-")
+    assert stems("b.jpg", "a.tile.0.96.jpg") == ["b", "a.tile.0.96"]
     whole, like_a_mask = stems("a.jpg", "a_0001.jpg")
     assert whole == "a" and like_a_mask.startswith("a_0001-")
     assert stems("clip_0001.jpg", "clip_0002.jpg") == ["clip_0001", "clip_0002"]
@@ -213,9 +220,10 @@ def test_stems():
 @given(st.lists(st.text(alphabet="aA_01.é:", min_size=1, max_size=9), unique=True, max_size=6))
 def test_mask_names_never_meet(names: list[str]):
     """No two masks of different photos share a name, nor has a mask the name of another photo, whatever the case."""
-    names = [f"{i}/{name}.jpg" for i, name in enumerate(names)]
+    names = [f"{i}/{name.replace(':', '.tile.0.0')}.jpg" for i, name in enumerate(names)]
     found = stems(*names)
-    files = [f"{stem}_{index}".casefold() for stem in found for index in ("0000", "0001", "00011")]
+    files = [f"{stem}{tile}_{index}".casefold() for stem in found for tile in ("", ".tile.0.0", ".tile.11.0")
+             for index in ("0000", "0001", "00011")]
     assert len(set(files) | {stem.casefold() for stem in found}) == len(files) + len(found)
 
 
@@ -236,3 +244,104 @@ def test_source_files_leave_out_what_is_no_source(tmp_path: Path):
                                              ("TEST", "test"), ("images", ""), ("", "")])
 def test_normalise_split(text: str, split: str):
     assert class_folders.normalise_split(text) == split
+
+
+# ---- squares, tiles, the preview, the way back ------------------------------------------------------------
+
+CROP_BOX = ["crop_x0", "crop_y0", "crop_x1", "crop_y1"]
+
+
+def test_square_crops_take_more_context_as_far_as_the_picture_goes(tmp_path: Path):
+    objects = [SourceObject(1, "1", "a", (rectangle(10, 20, 40, 30),)),
+               SourceObject(2, "2", "a", (rectangle(0, 2, 80, 12),))]
+    image = photo(tmp_path / "in", "x.png", objects)
+    manifest, _ = convert([image], tmp_path / "out", square=True, padding=0.1)
+    assert manifest[CROP_BOX].to_numpy().tolist() == [[7, 7, 43, 43], [0, 0, 88, 60]]
+    assert load_mask(tmp_path / "out" / manifest.mask_path[0]).sum() == 300
+
+
+def large_photo(folder: Path) -> SourceImage:
+    """400 x 300, in tiles of 128 at x 0 90 181 272 and y 0 86 172: a small object, a bar from end to end, a speck."""
+    path = folder / "big.png"
+    write_png(path, np.random.default_rng(5).integers(0, 255, (300, 400, 3), dtype=np.uint8))
+    return SourceImage(path, "big.png", "", [
+        SourceObject(1, "small", "a", (rectangle(100, 90, 120, 110),)),
+        SourceObject(2, "bar", "b", (rectangle(5, 95, 395, 107),)),
+        SourceObject(3, "specks", "a", (rectangle(0, 0, 4, 4), rectangle(390, 290, 394, 294)))], "labels.txt")
+
+
+def test_tiles(tmp_path: Path):
+    image = large_photo(tmp_path / "in")
+    manifest, report = convert([image], tmp_path / "out", tile=128)
+    tiles = ["big.tile.0.0", "big.tile.90.0", "big.tile.181.0", "big.tile.272.0"]
+    assert files_in(tmp_path / "out") == sorted([
+        "Class_3_red_disc/images/big.tile.90.0.png", "Class_3_red_disc/masks/big.tile.90.0_0001.png",
+        *(f"Class_5_bar/images/{tile}.png" for tile in tiles),
+        *(f"Class_5_bar/masks/{tile}_0002.png" for tile in tiles), *OTHER])
+    assert manifest[["source_id", *CROP_BOX]].to_numpy().tolist() == [
+        ["small", 90, 0, 218, 128], *(["bar", x, 0, x + 128, 128] for x in (0, 90, 181, 272))]
+    assert manifest.mask_area.tolist() == [400, 123 * 12, 128 * 12, 128 * 12, 123 * 12]
+    whole = load_image(image.path)
+    assert np.array_equal(load_image(tmp_path / "out" / manifest.image_path[3]), whole[:128, 181:309])
+    assert (report.total, report.crops, report.cut, report.pieces) == (3, 2, 1, 4)
+    assert report.skipped == [("labels.txt", "specks", "smaller than --min_size in every tile", "")]
+    assert list(report.lines())[:3] == [
+        "objects: 3 = 2 crops + 1 skipped", "  skipped 1: smaller than --min_size in every tile",
+        "  1 of these crops were too large for a tile and came out in 4 pieces: 5 pairs of image and mask"]
+    assert report.classes == {"red disc": 1, "bar": 4}
+
+
+@pytest.mark.parametrize("shape", [
+    pytest.param({"padding": 0.1}, id="crops"), pytest.param({"padding": 0.5}, id="much context"),
+    pytest.param({"padding": 0.0}, id="no context"), pytest.param({"no_crop": True}, id="whole images"),
+    pytest.param({"square": True}, id="squares"), pytest.param({"tile": 128}, id="tiles"),
+    pytest.param({"tile": 1000}, id="one tile"),
+])
+def test_the_way_back_to_the_photo(tmp_path: Path, shape: dict):
+    """Each mask at its place in the photo; the union of an object's pieces is the object, the crop the photo there."""
+    image = large_photo(tmp_path / "in")
+    out = tmp_path / "out"
+    convert([image], out, min_size=5, **shape)
+    manifest = contracts.read_table(out / contracts.MANIFEST_FILE, contracts.MANIFEST_COLUMNS, "")  # cells are text
+    truth = {"small": [(100, 90, 120, 110)], "bar": [(5, 95, 395, 107)],
+             "specks": [(0, 0, 4, 4), (390, 290, 394, 294)]}
+    if shape == {"tile": 128}:
+        del truth["specks"]
+    found = {name: np.zeros((300, 400), bool) for name in truth}
+    whole = load_image(image.path)
+    for row in manifest.to_dict("records"):
+        mask, crop = load_mask(out / row["mask_path"]), load_image(out / row["image_path"])
+        back = class_folders.mask_in_source(mask, row)
+        assert back.shape == (300, 400) and back.dtype == bool and back.sum() == mask.sum() == int(row["mask_area"])
+        assert np.array_equal(whole[back], crop[mask])
+        found[row["source_id"]] |= back
+    for name, rectangles in truth.items():
+        expected = np.zeros((300, 400), bool)
+        for x0, y0, x1, y1 in rectangles:
+            expected[y0:y1, x0:x1] = True
+        assert np.array_equal(found[name], expected), name
+
+
+def test_a_mask_of_another_size_has_no_way_back(tmp_path: Path):
+    manifest, _ = convert([large_photo(tmp_path / "in")], tmp_path / "out")
+    row = manifest.to_dict("records")[0]
+    with pytest.raises(ValueError, match="the crop has 24 x 24 pixels, the mask 24 x 23"):
+        class_folders.mask_in_source(np.zeros((23, 24), bool), row)
+
+
+def test_the_preview_shows_every_class_and_is_the_same_each_time(tmp_path: Path):
+    many = [SourceObject(i, f"{i}", "a", (rectangle(i, 5, i + 20, 30),)) for i in range(1, 60)]
+    image = photo(tmp_path / "in", "x.png", [*many, SourceObject(99, "99", "b", (rectangle(50, 30, 90, 60),))])
+    sample = class_folders._PreviewSample()
+    rows = [("Class_a/images/1.png", i) for i in range(500)]
+    for row in rows:
+        sample.add("Class_a", row)
+    sample.add("Class_b", ("Class_b/images/1.png", 0))
+    chosen = sample.rows()
+    assert len(chosen) == class_folders.PREVIEW_CROPS and chosen[-1] == ("Class_b/images/1.png", 0)
+    assert len(set(chosen)) == len(chosen) and max(number for _, number in chosen) > 250  # not the first ones
+    for name in ("one", "two"):
+        convert([image], tmp_path / name)
+    previews = [(tmp_path / name / contracts.PREVIEW_FILE).read_bytes() for name in ("one", "two")]
+    assert previews[0] == previews[1]
+    assert load_image(tmp_path / "one" / contracts.PREVIEW_FILE).shape[0] > 1000

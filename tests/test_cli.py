@@ -153,3 +153,19 @@ def test_split_fractions(shares, good, capsys):
             made.parse_args(["--split", *shares.split()])
         assert exit_info.value.code == 2
         assert "argument --split: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("argv", "said"), [
+    pytest.param(["--no_crop", "--square"], "not allowed with", id="whole images cannot be made square"),
+    pytest.param(["--tile", "512", "--no_crop"], "not allowed with", id="tiles or whole images"),
+    pytest.param(["--tile", "63"], "at least 64 pixels", id="tiles too small to train on"),
+    pytest.param(["--tile", "x"], "invalid", id="no number"),
+])
+def test_shapes_of_crops_that_make_no_sense(capsys, argv, said):
+    made = parser()
+    cli.add_conversion(made)
+    with pytest.raises(SystemExit) as exit_info:
+        made.parse_args(argv)
+    assert exit_info.value.code == 2
+    assert said in capsys.readouterr().err
+    assert made.parse_args(["--tile", "64"]).tile == 64 and made.parse_args([]).tile is None

@@ -194,3 +194,17 @@ def test_box_from_json(text, expected):
             box_from_json(text, "cell")
     else:
         assert box_from_json(text, "cell") == expected
+
+
+def test_a_table_written_row_by_row_is_the_same(tmp_path):
+    rows = [(1, "a, b", 'say "x"', ""), (2, "line\nbreak", "é 图", " blank "), (3, "tab\t", "#", "None")]
+    columns = ("id", "name, long", "said", "rest")
+    contracts.write_table(pd.DataFrame(rows, columns=columns), tmp_path / "at_once.csv")
+    with contracts.table_writer(tmp_path / "by_row.csv", columns) as table:
+        table.writerows(rows)
+    assert (tmp_path / "by_row.csv").read_bytes() == (tmp_path / "at_once.csv").read_bytes()
+    with pytest.raises(ZeroDivisionError), contracts.table_writer(tmp_path / "by_row.csv", columns) as table:
+        table.writerow(rows[0])
+        raise ZeroDivisionError
+    assert (tmp_path / "by_row.csv").read_bytes() == (tmp_path / "at_once.csv").read_bytes()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["at_once.csv", "by_row.csv"]

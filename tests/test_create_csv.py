@@ -147,7 +147,7 @@ def test_nothing_is_overwritten_unasked(in_tmp_path, capsys):
     write_pair(in_tmp_path / "processed_dataset", "Class_0_a", "p_0000", 0)
     (in_tmp_path / "val.csv").write_text("mine")
     assert refused(capsys) == (1, f"{get_args_parser().prog}: error: val.csv: already there; give --overwrite to "
-                                  "replace, or another --output_dir")
+                                  "replace, or write elsewhere")
     assert files(in_tmp_path) == ["processed_dataset", "val.csv"]
     run("--overwrite")
     assert files(in_tmp_path) == ["processed_dataset", "train.csv"]

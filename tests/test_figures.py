@@ -143,3 +143,31 @@ def test_training_curves_need_no_screen(tmp_path):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True,
                           cwd=Path(figures.__file__).parents[1], env={"MPLBACKEND": "TkAgg", "PATH": ""})
     assert done.stdout.strip() == "False"
+
+
+@pytest.mark.parametrize(("height", "width"), [pytest.param(30, 44, id="small"), pytest.param(900, 1400, id="large"),
+                                               pytest.param(8, 600, id="very wide"), pytest.param(3, 2, id="tiny")])
+def test_a_crop_cell_shows_the_crop_in_colour_and_its_masks_outline(height, width):
+    image = np.full((height, width, 3), (200, 40, 90), np.uint8)
+    mask = np.zeros((height, width), bool)
+    mask[height // 3:height // 2 + 1, width // 4:width // 2 + 1] = True
+    cell = figures.crop_cell(image, mask, "class", "file.png")
+    assert cell.shape[1] == figures.CROP_TILE[0] and cell.shape[0] <= figures.CROP_TILE[1] + 40
+    assert ((cell == (200, 40, 90)).all(axis=2)).sum() > 0.4 * cell.shape[0] * 8
+    assert (np.abs(cell.astype(int) - figures.MISSED).max(axis=2) < 40).sum() >= 4  # the line
+
+
+def test_the_outline_in_a_crop_cell_lies_around_the_mask():
+    image = np.zeros((150, 200, 3), np.uint8)
+    mask = np.zeros((150, 200), bool)
+    mask[50:100, 60:140] = True
+    picture = figures.crop_cell(image, mask, "c", "f")[-150:]
+    ys, xs = np.nonzero(np.abs(picture.astype(int) - figures.MISSED).max(axis=2) < 40)
+    assert (ys.min(), ys.max(), xs.min(), xs.max()) == (48, 101, 58, 141)
+
+
+def test_a_crop_sheet_has_rows_of_cells():
+    cells = [figures.crop_cell(np.zeros((40, 60, 3), np.uint8), np.ones((40, 60), bool), "c", "f") for _ in range(7)]
+    sheet, short = figures.crop_sheet("title", cells), figures.crop_sheet("title", cells[:2])
+    assert sheet.shape[1] == short.shape[1] > figures.CROP_COLUMNS * figures.CROP_TILE[0]
+    assert sheet.shape[0] > short.shape[0] > cells[0].shape[0]

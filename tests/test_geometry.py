@@ -1,6 +1,7 @@
 """sam_lora/geometry.py: polygons and RLE become the masks that pycocotools and plain counting give."""
 
 import json
+from itertools import pairwise
 from pathlib import Path
 
 import cv2
@@ -16,13 +17,16 @@ from sam_lora.geometry import (
     clip_box,
     clip_polygon,
     crop,
+    cut_into_tiles,
     mask_to_xyxy,
     pad_box,
     paste,
     polygons_to_mask,
     rle_runs,
     rle_to_mask,
+    square_box,
     tighten,
+    tile_grid,
 )
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
@@ -96,6 +100,18 @@ def test_a_large_object_is_drawn_in_strips_without_seams(monkeypatch: pytest.Mon
     strips = full_mask([star])
     assert whole.sum() > 1000 and np.count_nonzero(strips != whole) <= 25  # pixels covered by just half
     assert not (inner(whole) & ~strips).any() and not (inner(strips) & ~whole).any()
+
+
+def test_a_polygon_of_very_many_points():
+    angle = np.linspace(0, 2 * np.pi, 10**6, endpoint=False)
+    mask = full_mask([np.stack([45 + 40 * np.cos(angle), 30 + 20 * np.sin(angle)], axis=1)])
+    assert abs(mask.sum() - np.pi * 40 * 20) < 25
+
+
+def test_a_tangle_is_refused_before_it_takes_minutes():
+    with pytest.raises(ValueError, match="crosses itself too often"):
+        polygons_to_mask([np.random.default_rng(0).uniform(0, 600, (200_000, 2))], (640, 640))
+    assert polygons_to_mask([np.random.default_rng(0).uniform(0, 50, (300, 2))], (WIDTH, HEIGHT)) is not None
 
 
 polygon_points = st.lists(st.tuples(st.floats(-40, 130), st.floats(-40, 100)), min_size=3, max_size=9)
@@ -257,3 +273,91 @@ def test_clip_box_and_crop_are_xy():
     assert box == (0, 50, 30, 60)
     assert np.array_equal(crop(array, box), array[50:60, 0:30])
     assert clip_box((200, 1, 300, 5), (WIDTH, HEIGHT)) == (WIDTH, 1, WIDTH, 5)
+
+
+# ---- squares and tiles ------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize(("box", "expected"), [
+    pytest.param((20, 10, 50, 20), (20, 0, 50, 30), id="wide"),
+    pytest.param((40, 10, 50, 40), (30, 10, 60, 40), id="tall"),
+    pytest.param((20, 30, 50, 41), (20, 20, 50, 50), id="an odd pixel goes above"),
+    pytest.param((0, 5, 4, 45), (0, 5, 40, 45), id="moved in from the border"),
+    pytest.param((80, 50, 90, 60), (80, 50, 90, 60), id="square already"),
+    pytest.param((5, 20, 85, 30), (5, 0, 85, 60), id="longer than the picture is high"),
+])
+def test_square_box(box: tuple, expected: tuple):
+    assert square_box(box, (WIDTH, HEIGHT)) == expected
+
+
+boxes = st.tuples(st.integers(0, WIDTH - 1), st.integers(0, HEIGHT - 1), st.integers(1, WIDTH), st.integers(1, HEIGHT)
+                  ).map(lambda box: (box[0], box[1], min(box[0] + box[2], WIDTH), min(box[1] + box[3], HEIGHT)))
+
+
+@settings(max_examples=80, deadline=None)
+@given(boxes)
+def test_a_square_holds_its_box_and_stays_in_the_picture(box: tuple):
+    x0, y0, x1, y1 = square_box(box, (WIDTH, HEIGHT))
+    assert 0 <= x0 <= box[0] and 0 <= y0 <= box[1] and box[2] <= x1 <= WIDTH and box[3] <= y1 <= HEIGHT
+    side = max(box[2] - box[0], box[3] - box[1])
+    assert (x1 - x0, y1 - y0) == (min(side, WIDTH), min(side, HEIGHT))
+
+
+def test_tile_grid_of_a_picture():
+    grid = tile_grid((1000, 300), 400)
+    assert [tile for tile, _ in grid] == [(0, 0, 400, 300), (300, 0, 700, 300), (600, 0, 1000, 300)]
+    assert [core for _, core in grid] == [(0, 0, 350, 300), (350, 0, 650, 300), (650, 0, 1000, 300)]
+    assert tile_grid((90, 60), 100) == [((0, 0, 90, 60), (0, 0, 90, 60))]
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 700), st.integers(1, 500), st.integers(64, 300))
+def test_tiles_cover_and_cores_part_any_picture(width: int, height: int, size: int):
+    grid = tile_grid((width, height), size)
+    count = np.zeros((height, width), int)
+    for (x0, y0, x1, y1), (left, top, right, bottom) in grid:
+        assert (x1 - x0, y1 - y0) == (min(size, width), min(size, height)) and x1 <= width and y1 <= height
+        assert x0 <= left < right <= x1 and y0 <= top < bottom <= y1
+        count[top:bottom, left:right] += 1
+    assert (count == 1).all()
+    columns = sorted({(tile[0], tile[2]) for tile, _ in grid})
+    assert all(before[1] - after[0] >= size // 4 - 1 for before, after in pairwise(columns))
+
+
+def test_an_object_that_a_tile_holds_is_not_cut():
+    grid = tile_grid((1000, 300), 400)
+    box = (311, 20, 391, 60)  # in the first and in the second tile, a pixel nearer to the middle of the second
+    mask = np.ones((40, 80), bool)
+    [(piece, piece_box, tile)] = cut_into_tiles(mask, box, grid, 10)
+    assert piece is mask and piece_box == box and tile == (300, 0, 700, 300)
+
+
+def test_an_object_that_no_tile_holds_is_cut():
+    grid = tile_grid((1000, 300), 400)
+    mask = np.ones((20, 372), bool)  # from 343 to 715: 7 pixels in the first core, 300 in the second, 65 in the third
+    pieces = cut_into_tiles(mask, (343, 100, 715, 120), grid, 21)
+    assert [(box, tile) for _, box, tile in pieces] == [((343, 100, 700, 120), (300, 0, 700, 300)),
+                                                        ((600, 100, 715, 120), (600, 0, 1000, 300))]
+    assert [piece.shape for piece, *_ in pieces] == [(20, 357), (20, 115)]
+    assert cut_into_tiles(np.eye(400, dtype=bool)[:300] & (np.arange(400) % 399 == 0), (0, 0, 400, 300),
+                          tile_grid((400, 300), 128), 10) == []  # specks only
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 399), st.integers(0, 299), st.integers(1, 250), st.integers(1, 40)),
+                min_size=1, max_size=4), st.integers(64, 200))
+def test_pieces_show_what_their_tiles_show_and_lose_slivers_only(rectangles: list, size: int):
+    whole = np.zeros((300, 400), bool)
+    for x, y, width, height in rectangles:
+        whole[y:y + height, x:x + width] = True
+    grid = tile_grid((400, 300), size)
+    pieces = cut_into_tiles(*tighten(whole), grid, 8)
+    found = np.zeros_like(whole)
+    for piece, box, tile in pieces:
+        shown = paste(piece, box, (0, 0, 400, 300))
+        inside = np.zeros_like(whole)
+        inside[tile[1]:tile[3], tile[0]:tile[2]] = True
+        assert np.array_equal(shown, whole & inside) and box == mask_to_xyxy(shown)
+        found |= shown
+    for _, core in grid:
+        lost = mask_to_xyxy(crop(whole & ~found, core))
+        assert lost is None or max(lost[2] - lost[0], lost[3] - lost[1]) < 8

@@ -1,15 +1,20 @@
 """sam_lora/imaging.py: every kind of file becomes upright 8-bit RGB, and what is no image says so in one line."""
 
 import pickle
+import struct
+import zlib
+from collections import Counter
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from sam_lora.errors import UserError
-from sam_lora.imaging import ImageError, image_size, load_image, load_mask, write_jpeg, write_png
+from sam_lora.imaging import FIRST_PAGE, ImageError, image_size, load_image, load_mask, write_jpeg, write_png
 
 HEIGHT, WIDTH = 40, 60
 
@@ -175,3 +180,91 @@ def test_writing_refuses_other_arrays(tmp_path: Path, array: np.ndarray):
     with pytest.raises(ValueError, match="expected"):
         write_png(tmp_path / "a.png", array)
     assert list(tmp_path.iterdir()) == []
+
+
+# ---- what exporters, microscopes and vandals write --------------------------------------------------------
+
+def ramp(kind: type, channels: int, top: float) -> np.ndarray:
+    """(40, 60) or (40, 60, channels) from 0 at the left to `top` at the right; colours differ by a factor."""
+    row = np.linspace(0, top, WIDTH)
+    if channels == 1:
+        return np.tile(row, (HEIGHT, 1)).astype(kind)
+    factors = (1, 0.5, 0.25, 1)[:channels]
+    return np.stack([np.tile(row * factor, (HEIGHT, 1)) for factor in factors], axis=2).astype(kind)
+
+
+@pytest.mark.parametrize("suffix", [".tif", ".png"])
+@pytest.mark.parametrize(("kind", "channels", "top"), [
+    pytest.param(np.float32, 1, 3.0, id="float grey"), pytest.param(np.float32, 3, 3.0, id="float RGB"),
+    pytest.param(np.float64, 3, 3e9, id="double RGB"), pytest.param(np.uint16, 1, 4000, id="16-bit grey"),
+    pytest.param(np.uint16, 3, 4000, id="16-bit RGB"), pytest.param(np.uint16, 4, 4000, id="16-bit RGBA"),
+    pytest.param(np.uint8, 1, 255, id="grey"), pytest.param(np.uint8, 3, 255, id="RGB")])
+def test_every_depth_becomes_8_bit_rgb(tmp_path: Path, kind: type, channels: int, top: float, suffix: str):
+    pixels = ramp(kind, channels, top)
+    if channels == 4:
+        pixels[..., 3] = 65535
+    path = tmp_path / f"ramp{suffix}"
+    if np.dtype(kind).kind == "f" and suffix == ".png":
+        pytest.skip("PNG has no floats")
+    assert cv2.imwrite(str(path), pixels if channels == 1 else pixels[..., [2, 1, 0, 3][:channels]])
+    loaded = load_image(path)
+    assert loaded.shape == (HEIGHT, WIDTH, 3) and loaded.dtype == np.uint8
+    assert image_size(path) == (WIDTH, HEIGHT)
+    assert np.abs(loaded[20, :, 0] - np.linspace(0, 255, WIDTH)).max() <= 3
+    assert (loaded[20, 5:, 0] > loaded[20, 5:, 1]).all() == (channels > 1)
+
+
+def test_several_pages_are_noted_and_a_phone_preview_is_not(tmp_path: Path):
+    pages = [Image.new("RGB", (WIDTH, HEIGHT), colour) for colour in ("red", "blue")]
+    notes = Counter()
+    for name, kind in (("a.tif", "TIFF"), ("a.webp", "WEBP"), ("a.gif", "GIF"), ("a.png", "PNG"), ("a.jpg", "MPO")):
+        pages[0].save(tmp_path / name, kind, save_all=True, append_images=pages[1:])
+        assert np.abs(load_image(tmp_path / name, notes=notes)[5, 5].astype(int) - (255, 0, 0)).max() < 5
+    assert notes == {FIRST_PAGE: 4}
+    load_image_of_one = tmp_path / "one.tif"
+    pages[0].save(load_image_of_one)
+    load_image(load_image_of_one, notes=notes)
+    assert sum(notes.values()) == 4
+
+
+def bomb(width: int, height: int) -> bytes:
+    """A PNG of fifty bytes that claims to be of any size."""
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)) + chunk(
+        b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize(("content", "said"), [
+    pytest.param(bomb(60000, 60000), "megapixels", id="decompression bomb"),
+    pytest.param(bomb(2**31 - 1, 2**31 - 1), "megapixels", id="the largest size a PNG can claim"),
+    pytest.param(bomb(0, 5), "image", id="no width"),
+    pytest.param(bomb(60, 40), "broken", id="no pixels"),
+    pytest.param(b"II*\0\xff\xff\xff\xff", "image", id="TIFF whose tags are past its end"),
+    pytest.param(b"II*\0\x08\0\0\0" + b"\xff" * 40, "image", id="TIFF of nonsense tags"),
+    pytest.param(b"\xff\xd8\xff\xe1\xff\xffExif\0\0" + b"\0" * 9, "image", id="JPEG that is EXIF only"),
+])
+def test_hostile_pictures_are_one_line(tmp_path: Path, content: bytes, said: str):
+    path = tmp_path / "a.png"
+    path.write_bytes(content)
+    for read in (load_image, load_mask):
+        with pytest.raises(ImageError, match=said):
+            read(path)
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".tif", ".webp", ".bmp"])
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.data())
+def test_a_damaged_picture_loads_or_says_so(tmp_path: Path, suffix: str, data: st.DataObject):
+    path = tmp_path / f"a{suffix}"
+    Image.fromarray(picture()).save(path)
+    content = bytearray(path.read_bytes())
+    for place in data.draw(st.lists(st.integers(0, min(len(content) - 1, 400)), max_size=4)):
+        content[place] = data.draw(st.integers(0, 255))
+    path.write_bytes(content[:data.draw(st.integers(0, len(content)))] if data.draw(st.booleans()) else content)
+    try:
+        loaded = load_image(path)
+    except ImageError as error:
+        assert "\n" not in str(error)
+    else:
+        assert loaded.ndim == 3 and loaded.shape[2] == 3 and loaded.dtype == np.uint8

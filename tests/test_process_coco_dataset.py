@@ -1,7 +1,9 @@
 """process_coco_dataset.py: polygons and RLE, categories, pictures, several files, and what bad input gets."""
 
+import io
 import json
 import re
+from array import array
 from collections import Counter
 from pathlib import Path
 
@@ -15,11 +17,14 @@ from pycocotools import mask as coco_mask
 
 from process_coco_dataset import (
     AnnotationError,
+    _JsonText,
     get_args_parser,
     id_text,
+    json_entries,
     main,
     object_classes,
     parse_segmentation,
+    read_coco_json,
     split_of,
 )
 from sam_lora import cli
@@ -395,3 +400,186 @@ def test_real_data(tmp_path: Path, folder: str, total: int, skipped: dict[str, i
     assert len(manifest) == total - sum(skipped.values())
     assert set(manifest.source_split) == {"train", "val", "test"}
     assert {path.name for path in (tmp_path / "out").glob("Class_*")} == classes
+
+
+# ---- every rule of shared/formats.md that no test above names ---------------------------------------------
+
+def rle_of(box: tuple[int, int, int, int]) -> dict:
+    mask = np.zeros((HEIGHT, WIDTH), np.uint8)
+    mask[box[1]:box[3], box[0]:box[2]] = 1
+    return {"size": [HEIGHT, WIDTH], "counts": runs_of(mask)}
+
+
+RING = [[10, 5, 60, 5, 60, 45, 10, 45], [20, 15, 50, 15, 50, 35, 20, 35]]
+
+
+@pytest.mark.parametrize(("annotations", "flags", "areas", "skipped", "said"), [
+    pytest.param([annotation(segmentation=[[0, 0, 20, 0, 20, 10, 0, 10], [40, 30, 60, 30, 60, 50, 40, 50]])], [],
+                 [600], {}, "", id="multi-part polygon: one object, the union"),
+    pytest.param([annotation(segmentation=RING)], [], [2000], {}, "", id="inner polygon is no hole"),
+    pytest.param([annotation(segmentation=rle_of((20, 10, 60, 30)))], [], [800], {}, "", id="RLE, counts a list"),
+    pytest.param([annotation(segmentation={"size": [HEIGHT, WIDTH], "counts": "a7zzzz"})], [], None,
+                 {"damaged": 1}, "", id="RLE text that is damaged"),
+    pytest.param([annotation(segmentation=SQUARE)], [], [800], {}, "", id="flat polygon"),
+    pytest.param([annotation(segmentation=[100, 30, 20, 30, 20, 3800])], [], None, {COUNTS: 1}, "",
+                 id="flat RLE counts"),
+    pytest.param([annotation(segmentation=rle_of((20, 10, 60, 30)), iscrowd=1)] * 3, [], [800] * 3, {},
+                 "3 of 3 masks are RLE with iscrowd", id="iscrowd on every CVAT mask"),
+    pytest.param([annotation(segmentation=rle_of((20, 10, 60, 30)), iscrowd=1)] * 3, ["--crowd", "skip"], None,
+                 {"iscrowd (--crowd keep takes it)": 3}, "", id="iscrowd on every CVAT mask, --crowd skip"),
+    pytest.param([annotation(iscrowd=1), annotation()], [], [800], {"iscrowd (--crowd keep takes it)": 1}, "",
+                 id="iscrowd on one polygon"),
+    pytest.param([{"image_id": 1, "category_id": 1, "segmentation": [SQUARE]}], [], [800], {}, "",
+                 id="no iscrowd, bbox, area, id"),
+    pytest.param([{"image_id": 1, "category_id": 1, "bbox": [5, 5, 20, 20]}], [], None, {BOX_ONLY: 1}, "",
+                 id="no segmentation: detection-only export"),
+    pytest.param([annotation(segmentation=[SQUARE, [1, 2, 3, 4], [1, 2, 3, 4, 5, 6, 7],
+                                           [1, 1, float("nan"), 2, 3, 3]])], [], [800], {}, "part was dropped",
+                 id="short, odd and NaN parts go, the good one stays"),
+    pytest.param([annotation(bbox=[3, 70, -9, 1e9])], [], [800], {}, "", id="a wrong bbox does not count"),
+    pytest.param([annotation(segmentation=[[10, 10, 50, 40, 50, 10, 10, 40]])], [], [600], {}, "",
+                 id="self-intersecting polygon"),
+    pytest.param([annotation(segmentation=[[-1e6, 10, 1e6, 10, 1e6, 30, -1e6, 30]])], [], [1600], {}, "",
+                 id="out of bounds: clipped"),
+    pytest.param([annotation(category_id=2), annotation(image_id=9), annotation()], [], [800],
+                 {"category_id that no category has": 1, "image_id that no image has": 1}, "",
+                 id="unknown category_id and image_id"),
+    pytest.param([annotation("1", "1"), annotation(1.0, 1.0), annotation(True, 1), annotation(1, True),
+                  annotation([1])], [], [800, 800],
+                 {"image_id that no image has": 2, "category_id that no category has": 1}, "",
+                 id="ids as text and floats are ids, bools and lists are none"),
+    pytest.param([annotation(), annotation()], [], [800, 800], {}, "", id="duplicate annotation ids"),
+    pytest.param([annotation(segmentation=[[5, 5, 11, 5, 11, 11, 5, 11]]), annotation()], [], [800],
+                 {"smaller than --min_size": 1}, "", id="tiny object"),
+    pytest.param([annotation(segmentation=[[10, 10, 1e308, 10, 30, 40]])], [], None, {NO_PART: 1}, "", id="1e308"),
+    pytest.param([annotation(segmentation=[[10, 10, 10**400, 10, 30, 40]])], [], None, {NO_PART: 1}, "",
+                 id="a whole number of 400 digits"),
+    pytest.param([annotation(segmentation={"size": [2**14, 2**14], "counts": [2**28]})], [], None,
+                 {"RLE of another size than its picture": 1}, "", id="RLE bomb"),
+    pytest.param([annotation(segmentation=[[[[[SQUARE]]]]])], [], None, {NO_PART: 1}, "", id="nested lists"),
+])
+def test_rules_of_annotations(tmp_path: Path, capsys: pytest.CaptureFixture, annotations: list, flags: list[str],
+                              areas: list | None, skipped: dict, said: str):
+    if areas is None:  # an object beside it, for an export without any is an error
+        annotations, areas = [*annotations, annotation()], [800]
+        if any("iscrowd" in reason for reason in skipped):
+            flags = flags or ["--crowd", "skip"]
+    manifest, found = one_file(tmp_path, annotations, *flags)
+    assert np.abs(manifest.mask_area.to_numpy() - areas).max() <= 12
+    assert {next((word for word in skipped if word in reason), reason): count
+            for reason, count in found.items()} == skipped
+    assert said in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("categories", "used", "classes"), [
+    pytest.param([{"id": 5, "name": "x"}, {"id": 74673216, "name": "y"}, {"id": 0, "name": "z"}], [5, 74673216, 0],
+                 {"Class_5_x", "Class_74673216_y", "Class_0_z"}, id="ids with gaps, huge, zero"),
+    pytest.param([{"id": 0, "name": "parts"}, {"id": 1, "name": "x"}], [1], {"Class_1_x"}, id="unused parent category"),
+    pytest.param([{"id": 1, "name": "x"}, {"id": 2, "name": "x"}], [1, 2], {"Class_1_x"}, id="a name twice"),
+    pytest.param([{"id": 1, "name": "../x"}, {"id": 2, "name": "a/b"}], [1, 2], {"Class_1_.._x", "Class_2_a_b"},
+                 id="paths"),
+    pytest.param([{"id": 1, "name": "CON"}, {"id": 2, "name": "x. "}], [1, 2], {"Class_1_CON", "Class_2_x"},
+                 id="reserved on Windows, trailing dot and blank"),
+    pytest.param([{"id": "a", "name": "Car"}, {"id": "A", "name": "car"}], ["a", "A"], {"Class_A_car", "Class_a_Car-2"},
+                 id="equal but for case"),
+    pytest.param([{"id": 1, "name": "x" * 300}, {"id": 2, "name": "😀"}], [1, 2], {"Class_1_" + "x" * 78, "Class_2"},
+                 id="300 characters, emoji"),
+    pytest.param([{"id": 1, "name": None}, {"id": 2}, {"id": 3, "name": {"a": 1}}], [1, 2, 3],
+                 {f"Class_{i}_category_{i}" for i in (1, 2, 3)}, id="no name"),
+    pytest.param([{"id": 1, "name": "a\nb\rc"}, {"id": 2, "name": "\ud800"}], [1, 2], {"Class_1_a_b_c", "Class_2"},
+                 id="line breaks and half a character"),
+    pytest.param([{"id": "--3", "name": "x"}, {"id": "9" * 5000, "name": "y"}, {"id": "007", "name": "z"}],
+                 ["--3", "9" * 5000, "007"], {"Class_--3_x", "Class_" + "9" * 80, "Class_007_z"},
+                 id="ids that only look like numbers"),
+])
+def test_rules_of_categories(tmp_path: Path, categories: list, used: list, classes: set[str]):
+    manifest, _ = one_file(tmp_path, [annotation(1, key) for key in used], categories=categories)
+    assert {path.name for path in (tmp_path / "out").iterdir() if path.is_dir()} == classes
+    assert len(manifest) == len(used)
+    assert set(json.loads((tmp_path / "out" / "classes.json").read_text(encoding="utf-8"))) == classes
+
+
+@pytest.mark.parametrize("file_name", [
+    pytest.param("../../secret.jpg", id="up"), pytest.param("{}/secret.jpg", id="absolute"),
+    pytest.param("link.jpg", id="a link out of the folder"), pytest.param("linked/secret.jpg", id="a linked folder"),
+    pytest.param("%2e%2e/%2e%2e/secret.jpg", id="percent-encoded"),
+    pytest.param("..\\..\\secret.jpg", id="backslashes"), pytest.param("\0", id="NUL"),
+    pytest.param("x" * 10**5, id="100,000 characters"),
+    pytest.param(["a.jpg"], id="a list")])
+def test_no_picture_outside_its_folder(tmp_path: Path, file_name: str):
+    picture(tmp_path / "secret.jpg")
+    picture(tmp_path / "set" / "a.jpg")
+    (tmp_path / "set" / "link.jpg").symlink_to(tmp_path / "secret.jpg")
+    (tmp_path / "set" / "linked").symlink_to(tmp_path)
+    name = file_name.format(tmp_path) if isinstance(file_name, str) else file_name
+    manifest, skipped = one_file(tmp_path, [annotation(1), annotation(2)], images=[image(1), image(2, name)])
+    assert skipped == {"picture not found": 1} and manifest.source_image.tolist() == ["a.jpg"]
+
+
+@pytest.mark.parametrize(("make", "reason"), [
+    pytest.param(lambda path: path.write_bytes(b"<html>"), "picture cannot be read", id="no picture"),
+    pytest.param(lambda path: path.write_bytes(path.read_bytes()[:900]), "picture cannot be read", id="truncated"),
+    pytest.param(lambda path: Image.new("RGB", (WIDTH, HEIGHT)).save(path, "PNG"), "", id="a PNG named .jpg"),
+    pytest.param(lambda path: Image.new("RGB", (9, 5)).save(path), "smaller than --min_size", id="under ten pixels"),
+    pytest.param(lambda path: Image.new("RGB", (HEIGHT, WIDTH)).save(path),
+                 "picture of another shape than width and height in the JSON", id="width and height swapped, no EXIF"),
+    pytest.param(lambda path: Image.new("RGB", (2 * WIDTH, 2 * HEIGHT)).save(path), "", id="twice the size: scaled"),
+])
+def test_rules_of_pictures(tmp_path: Path, make, reason: str):
+    picture(tmp_path / "set" / "a.jpg")
+    picture(tmp_path / "set" / "b.jpg", 1)
+    make(tmp_path / "set" / "b.jpg")
+    manifest, skipped = one_file(tmp_path, [annotation(1), annotation(2)], images=[image(1), image(2, "b.jpg")])
+    assert skipped == ({reason: 1} if reason else {}) and len(manifest) == (1 if reason else 2)
+
+
+def test_images_without_an_id_belong_to_no_annotation(tmp_path: Path):
+    manifest, skipped = one_file(tmp_path, [annotation(), annotation(None), annotation(True)],
+                                 images=[image(), {"file_name": "a.jpg"}])
+    assert len(manifest) == 1 and skipped == {"image_id that no image has": 2}
+
+
+# ---- JSON piece by piece ----------------------------------------------------------------------------------
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers(-10**20, 10**20) | st.floats(allow_nan=False) | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.sampled_from(["a", "images", "é", "\\"]), inner,
+                                                                max_size=4),
+    max_leaves=12)
+
+
+def entries(text: str, piece: int) -> dict:
+    before, _JsonText.PIECE = _JsonText.PIECE, piece
+    try:
+        return dict(json_entries(io.StringIO(text), {"images": lambda value: value}))
+    finally:
+        _JsonText.PIECE = before
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.dictionaries(st.sampled_from(["images", "annotations", "é\"", ""]), json_values, max_size=4),
+       st.integers(1, 30), st.sampled_from([None, 1]), st.booleans())
+def test_json_in_pieces_is_what_json_loads_reads(content: dict, piece: int, indent: int | None, ascii_only: bool):
+    assert entries(json.dumps(content, indent=indent, ensure_ascii=ascii_only), piece) == content
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(st.sampled_from(['{', '}', '[', ']', ',', ':', '"images"', '"a"', '12', '1', '-', 'null', ' ', '"']),
+                max_size=12).map("".join), st.integers(1, 9))
+def test_json_that_json_loads_refuses_is_refused(text: str, piece: int):
+    try:
+        expected = json.loads("{" + text)
+    except ValueError:
+        with pytest.raises(ValueError):
+            entries("{" + text, piece)
+    else:
+        assert entries("{" + text, piece) == expected
+
+
+def test_numbers_are_packed(tmp_path: Path):
+    rle = {"size": [1, 2], "counts": [0, 2]}
+    path = write_json(tmp_path / "a.json", [annotation(segmentation=[SQUARE, [1, True, "x"]]),
+                                            annotation(segmentation=rle, keypoints=[1] * 9)])
+    first, second = read_coco_json(path, tmp_path).annotations
+    assert first["segmentation"] == [array("d", SQUARE), [1, True, "x"]]
+    assert second["segmentation"] == {"size": [1, 2], "counts": array("d", [0, 2])} and "keypoints" not in second

@@ -1,5 +1,6 @@
 """process_yolo_to_classwise.py: layouts, names, label rows and what bad input gets."""
 
+import json
 import os
 import re
 import signal
@@ -23,6 +24,7 @@ ROOT = Path(__file__).parents[1]
 DATA = ROOT.parent / "shared" / "data"
 WIDTH, HEIGHT = 80, 50
 POLYGON = "0.25 0.2 0.75 0.2 0.75 0.6 0.25 0.6"  # 40 x 20 pixels from (20, 10)
+BOX_ONLY = "only a box, no outline (--boxes rectangle takes it)"
 OTHER = ["classes.json", "conversion_report.csv", "instances.csv", "preview.jpg"]
 
 
@@ -396,3 +398,169 @@ def test_real_data(tmp_path: Path, capsys: pytest.CaptureFixture, folder: str, f
     counts = pd.Series(reasons(tmp_path / "out")).value_counts().to_dict()
     assert counts == skipped
     assert capsys.readouterr().out.startswith(f"label rows: {rows} = {crops} crops + {sum(skipped.values())} skipped")
+
+
+# ---- every rule of shared/formats.md that no test above names ---------------------------------------------
+
+@pytest.mark.parametrize(("rows", "crops", "skipped", "note"), [
+    pytest.param(f"0 {POLYGON}\n0 0.5 0.5 0.4 0.4\n1 {POLYGON}\n", 2, [BOX_ONLY], "", id="box rows among polygons"),
+    pytest.param(f"0 {POLYGON}\n0 0.5 0.5 0.4 0.4 0.9\n", 1, [BOX_ONLY], "", id="box and confidence, six tokens"),
+    pytest.param(f"0 {POLYGON} 0.87\n", 1, [], "taken as a confidence", id="polygon and confidence"),
+    pytest.param(f"0 {POLYGON}\n0 0.1 0.1 0.5 0.5 0.9 0.9\n", 1, ["covers no pixel of the picture"], "",
+                 id="zero area along a diagonal"),
+    pytest.param("0 -0.005 0.2 1.009 0.2 1.009 0.6 -0.005 0.6\n", 1, [], "", id="out of the picture by under 1 %"),
+    pytest.param("0 -0.3 0.2 1.4 0.2 1.4 0.6 -0.3 0.6\n", 1, [], "was clipped", id="far out of the picture: clipped"),
+    pytest.param(f"0 {POLYGON}\n2 {POLYGON}\n-1 {POLYGON}\n", 1, ["class id that has no name"] * 2, "",
+                 id="class id of no name, and a negative one: never the last name"),
+    pytest.param(f"0 {POLYGON}\n0 {POLYGON}\n1 {POLYGON}\n", 2, ["the same row twice"], "", id="duplicate rows"),
+    pytest.param("0 0.1 0.1 0.4 0.1 0.4 0.4\n0 0.6 0.6 0.9 0.6 0.9 0.9\n", 2, [], "", id="one row, one object"),
+    pytest.param("1 0.1 0.1 0.9 0.15 0.85 0.9 0.15 0.8\n", 1, [], "", id="OBB: nine tokens are a polygon"),
+    pytest.param(f"0 rle 50 80 abc\n0 {POLYGON}\n", 1, ["RLE, which YOLO labels do not have"], "", id="RLE row"),
+    pytest.param(f"\ufeff1.000e+00  {POLYGON} \r\n\r\n  \r\n", 1, [], "",
+                 id="byte order mark, class 1.000e+00, CRLF, blank lines"),
+    pytest.param(f"0 1e308 0.1 0.5 0.1 0.9 0.4\n0 {POLYGON}\n", 1, ["NaN, infinity or something that is no number"], "",
+                 id="1e308 is as good as infinity"),
+])
+def test_rules_of_label_rows(tmp_path: Path, capsys: pytest.CaptureFixture, rows: str, crops: int, skipped: list[str],
+                             note: str):
+    add(tmp_path / "set", "images/a.jpg", "labels/a.txt", rows)
+    manifest = run(tmp_path / "set", tmp_path / "out", "--class_names", "x", "y")
+    assert len(manifest) == crops and reasons(tmp_path / "out") == skipped
+    notes = [line for line in capsys.readouterr().out.splitlines() if line.startswith("note")]
+    assert note in "".join(notes) and bool(note) == bool(notes)
+
+
+def upper_case(root: Path) -> None:
+    add(root, "Train/Images/a.JPG", "Train/Labels/a.TXT")
+
+
+def twice_a_suffix(root: Path) -> None:
+    add(root, "images/a.jpg.jpg", "labels/a.jpg.txt")
+
+
+def nearly_alike(root: Path) -> None:
+    add(root, "images/A.jpg", None, seed=1)
+    add(root, "images/a.jpg", "labels/a.txt")
+
+
+def other_pictures(root: Path) -> None:
+    add(root, "images/a.jpg", "labels/a.txt")
+    for name in ("b.gif", "c.HEIC", "d.heic", "e"):
+        (root / "images" / name).write_bytes(b"x")
+
+
+def missing_split(root: Path) -> None:
+    add(root, "train/images/a.jpg", "train/labels/a.txt")
+    (root / "data.yaml").write_text("names: [x]\nnc: 2\ntrain: C:\\set\\TRAIN\\images\nval: ../valid/images\ntest:\n")
+
+
+def turned(root: Path) -> None:
+    """Stored 80 x 50, upright 50 x 80: the labels are of the upright picture."""
+    from PIL import Image
+    exif = Image.Exif()
+    exif[274] = 6
+    (root / "images").mkdir(parents=True)
+    Image.fromarray(np.zeros((HEIGHT, WIDTH, 3), np.uint8)).save(root / "images/a.jpg", exif=exif)
+    (root / "labels").mkdir()
+    (root / "labels/a.txt").write_text("0 0.2 0.25 0.6 0.25 0.6 0.75 0.2 0.75\n")
+
+
+def pages(root: Path) -> None:
+    from PIL import Image
+    add(root, "images/a.jpg", "labels/a.txt")
+    sheets = [Image.new("RGB", (WIDTH, HEIGHT), colour) for colour in ("red", "blue")]
+    sheets[0].save(root / "images/b.tif", save_all=True, append_images=sheets[1:])
+    (root / "labels/b.txt").write_text(f"0 {POLYGON}\n")
+
+
+def pipe_and_folder(root: Path) -> None:
+    add(root, "images/a.jpg", "labels/a.txt")
+    os.mkfifo(root / "images/b.jpg")
+    (root / "images/c.jpg").mkdir()
+
+
+@pytest.mark.parametrize(("make", "sources", "said"), [
+    pytest.param(upper_case, ["Train/Images/a.JPG"], "", id="upper-case folders and suffixes"),
+    pytest.param(twice_a_suffix, ["images/a.jpg.jpg"], "", id="stem: all before the last dot"),
+    pytest.param(nearly_alike, ["images/a.jpg"], "1 background", id="pictures equal but for case"),
+    pytest.param(other_pictures, ["images/a.jpg"], "not taken as pictures: 1 without suffix, 1 .gif, 2 .heic",
+                 id="other suffixes are told"),
+    pytest.param(missing_split, ["train/images/a.jpg"], "names a folder that is not here: val: ../valid/images",
+                 id="a split that is not here is told"),
+    pytest.param(missing_split, ["train/images/a.jpg"], "nc is 2, but names has 1", id="nc is not the count of names"),
+    pytest.param(turned, ["images/a.jpg"], "", id="EXIF: labels are of the upright picture"),
+    pytest.param(pages, ["images/a.jpg", "images/b.tif"], "several pages or frames; the first was taken",
+                 id="multi-page TIFF"),
+    pytest.param(pipe_and_folder, ["images/a.jpg"], "", id="a pipe and a folder named .jpg", marks=pytest.mark.skipif(
+        os.name == "nt", reason="no pipes in folders")),
+])
+def test_rules_of_files(tmp_path: Path, capsys: pytest.CaptureFixture, make, sources: list[str], said: str):
+    root = tmp_path / "set"
+    make(root)
+    names = () if (root / "data.yaml").exists() else ("--class_names", "x")
+    manifest = run(root, tmp_path / "out", *names, "--padding", "0")
+    assert manifest.source_image.tolist() == sources and reasons(tmp_path / "out") == []
+    assert said in capsys.readouterr().out
+    row = manifest.iloc[0]
+    if make is turned:
+        assert row[["source_width", "source_height", "crop_x0", "crop_y0", "crop_x1", "crop_y1"]].tolist() == [
+            HEIGHT, WIDTH, 10, 20, 30, 60]
+        assert b"eXIf" not in (tmp_path / "out" / row.image_path).read_bytes()
+
+
+BOMB = "".join(f"{new}: &{new} [{','.join([f'*{old}'] * 9)}]\n" for old, new in zip("abcdefgh", "bcdefghi"))
+
+
+@pytest.mark.parametrize(("yaml", "said"), [
+    pytest.param(f"a: &a [x]\n{BOMB}names: *i", "names holds a list", id="names that grow to gigabytes"),
+    pytest.param(f"a: &a [x]\n{BOMB}names: [x]\ntrain: *i", "", id="a split that grows to gigabytes"),
+    pytest.param("names: !!int ''", "broken YAML", id="a number of no digits"),
+    pytest.param("names: !!timestamp x", "broken YAML", id="a date that is none"),
+    pytest.param("names: [2001-99-99]", "broken YAML", id="a month 99"),
+    pytest.param("names: [0x" + "f" * 9000 + "]", "", id="a name of ten thousand digits"),
+    pytest.param("names: [x]\nnc: 0x" + "f" * 9000, "nc is huge", id="a count of ten thousand digits"),
+    pytest.param("names:\n  ? 0x" + "f" * 9000 + "\n  : x", "names has the key", id="an id of ten thousand digits"),
+    pytest.param("names: [x]\ntrain: " + "a/" * 10**5, "", id="a path of 100,000 folders"),
+    pytest.param("[" * 50000, "broken YAML", id="nested too deep"),
+    pytest.param("names: &a [*a]", "names holds a list", id="a list in itself"),
+])
+def test_hostile_yaml(tmp_path: Path, capsys: pytest.CaptureFixture, yaml: str, said: str):
+    root = tmp_path / "set"
+    flat_set(root)
+    (root / "data.yaml").write_text(yaml)
+    argv = ["--dataset_dir", str(root), "--output_dir", str(tmp_path / "out"), "--num_workers", "0"]
+    try:
+        cli.run(main, get_args_parser(), argv)
+    except SystemExit as stopped:
+        assert stopped.code == 1
+    printed = capsys.readouterr()
+    assert said in printed.out + printed.err and len(printed.err.splitlines()) <= 1
+
+
+@pytest.mark.parametrize(("names", "folders"), [
+    pytest.param(["../x", "a/b"], ["Class_a_b", "Class_x"], id="paths"),
+    pytest.param(["CON", "nul.txt"], ["Class_CON", "Class_nul.txt"], id="reserved on Windows"),
+    pytest.param(["x" * 300, "x" * 301], ["Class_" + "x" * 80, "Class_" + "x" * 80 + "-2"], id="300 characters"),
+    pytest.param(["Crack", "crack"], ["Class_Crack", "Class_crack-2"], id="equal but for case"),
+    pytest.param(["😀", "裂缝"], ["Class_unnamed", "Class_裂缝"], id="emoji and another script"),
+    pytest.param(["a\nb\rc", "\x1b[31m"], ["Class_a_b_c", "Class_31m"], id="line breaks and terminal codes"),
+    pytest.param(["", " "], ["Class_class_0", "Class_class_1"], id="empty"),
+])
+def test_hostile_class_names(tmp_path: Path, capsys: pytest.CaptureFixture, names: list[str], folders: list[str]):
+    root, out = tmp_path / "set", tmp_path / "out"
+    add(root, "images/a.jpg", "labels/a.txt", f"0 {POLYGON}\n1 {POLYGON}\n")
+    (root / "data.yaml").write_text(json.dumps({"names": names}))
+    manifest = run(root, out)
+    assert sorted(path.name for path in out.iterdir() if path.is_dir()) == sorted(folders)
+    assert len(manifest) == 2 and len(capsys.readouterr().out.splitlines()) == 4
+    told = [entry["class_name"] for entry in json.loads((out / "classes.json").read_text(encoding="utf-8")).values()]
+    assert told == manifest.class_name.tolist()
+
+
+def test_a_million_points_in_one_row(tmp_path: Path):
+    angle = np.linspace(0, 2 * np.pi, 10**6, endpoint=False)
+    points = np.stack([0.5 + 0.4 * np.cos(angle), 0.5 + 0.3 * np.sin(angle)], axis=1)
+    row = "0 " + " ".join(map("{:.7f}".format, points.ravel().tolist()))
+    add(tmp_path / "set", "images/a.jpg", "labels/a.txt", row)
+    area = run(tmp_path / "set", tmp_path / "out", "--class_names", "x").mask_area[0]
+    assert abs(area - np.pi * 0.4 * WIDTH * 0.3 * HEIGHT) < 25

@@ -56,7 +56,7 @@ def test_an_untrained_checkpoint_scores_what_its_base_scores(run, crops, mini_we
     lora = {"rank": 4, "alpha": 8.0, "dropout": 0.0, "targets": ["qkv"], "blocks": None}
     prepare_for_training(sam, lora, train_decoder=True)
     header = {"model_type": "vit_mini", "image_size": 256, "base_sha256": sha256, "lora": lora, "train_decoder": True,
-              "epoch": 0, "metrics": {}, "versions": library_versions()}
+              "prompt": "3 points", "epoch": 0, "metrics": {}, "versions": library_versions()}
     save_checkpoint(tmp_path / "untrained.ckpt", header, trained_state(sam))
     base_csv, tuned = base / "base_sam_results.csv", tmp_path / "tuned"
     run_inference.main(run_inference.get_args_parser().parse_args(

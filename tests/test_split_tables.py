@@ -70,7 +70,7 @@ def test_pairs_deleted_by_hand_are_gone_and_added_ones_are_used(tmp_path):
     write_pair(root, "Class_a", "s_0007", 50)
     write_pair(root, "Class_a", "new_0000", 51)
     found = read(root)
-    assert [(pair.mask_path.split("/")[-1], *pair[2:]) for pair in found.pairs] == [
+    assert [(pair.mask_path.split("/")[-1], *pair[2:6]) for pair in found.pairs] == [
         ("new_0000.png", "3", "A!", "new", ""), ("s_0000.png", "3", "A!", "s.jpg", "train"),
         ("s_0007.png", "3", "A!", "s.jpg", "train")]
     assert found.skipped == [Skipped(f"{root.as_posix()}/Class_a/images/r_0000.png", "image without a mask"),
@@ -118,7 +118,7 @@ def test_without_a_manifest_names_say_the_class_and_the_photo(tmp_path):
         write_pair(tmp_path, folder, name, len(name))
     (tmp_path / "Class_empty").mkdir()
     found = read(tmp_path)
-    assert [pair[2:] for pair in found.pairs] == [("0", "a", "q.rf.0123456789abcdef", ""), ("1", "b", "p", ""),
+    assert [pair[2:6] for pair in found.pairs] == [("0", "a", "q.rf.0123456789abcdef", ""), ("1", "b", "p", ""),
                                                   ("1", "b", "p", "")]
     assert found.class_names == ["a", "b", "empty"]
     assert found.notes[0].endswith("where <photo>_0003 is an object of <photo>: 2 photos")

@@ -289,7 +289,7 @@ import sys, torch
 from pathlib import Path
 from sam_lora.checkpoints import save_checkpoint
 header = {"model_type": "vit_mini", "image_size": 256, "base_sha256": "", "train_decoder": True, "epoch": 0,
-          "metrics": {}, "lora": {"rank": 1, "alpha": 1, "dropout": 0, "targets": [], "blocks": None}}
+          "prompt": "", "metrics": {}, "lora": {"rank": 1, "alpha": 1, "dropout": 0, "targets": [], "blocks": None}}
 for number in range(10 ** 9):
     save_checkpoint(Path(sys.argv[1]), header | {"epoch": number}, {"x": torch.full((500_000,), float(number))})
     print(number, flush=True)
