@@ -70,7 +70,7 @@ class ObjectClass:
     folder: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class SourceObject:
     """One object as the data set outlines it: polygons or an RLE.
 

@@ -1,5 +1,6 @@
 import argparse
 import importlib
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -103,6 +104,17 @@ def test_run_passes_the_arguments_and_hides_no_bug():
     assert seen == [3]
     with pytest.raises(ZeroDivisionError):
         cli.run(lambda args: 1 / 0, made, [])
+
+
+def test_names_that_the_terminal_lacks_or_that_break_lines():
+    """A pipe in ASCII, a class name in another script, a file name of two lines."""
+    code = ("from sam_lora import cli; from sam_lora.errors import UserError\n"
+            "def main(args):\n    print('裂缝 \\ud800')\n    raise UserError('a\\nb\\x1b[31m: bad')\n"
+            "parser = cli.make_parser('x'); parser.prog = 'x.py'; cli.run(main, parser, [])")
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True,
+                          env={**os.environ, "PYTHONIOENCODING": "ascii"})
+    assert (done.stdout, done.stderr) == ("\\u88c2\\u7f1d \\ud800\n", "x.py: error: a b [31m: bad\n")
+    assert done.returncode == 1
 
 
 def test_a_closed_pipe_ends_quietly():

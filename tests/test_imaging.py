@@ -41,6 +41,34 @@ def test_lossless_formats_give_the_same_pixels(tmp_path: Path, suffix: str):
     assert image_size(path) == (WIDTH, HEIGHT)
 
 
+@pytest.mark.parametrize("options", [
+    pytest.param({}, id="as Pillow writes it"), pytest.param({"quality": 30}, id="coarse"),
+    pytest.param({"subsampling": 0}, id="full colour"), pytest.param({"progressive": True}, id="progressive"),
+    pytest.param({"mode": "L"}, id="grey"), pytest.param({"mode": "CMYK"}, id="CMYK"),
+    pytest.param({"trailing": b"\0\0"}, id="bytes behind its end"),
+])
+def test_a_jpeg_has_pillows_pixels_bit_for_bit(tmp_path: Path, options: dict):
+    """Whichever library decodes it: most go through OpenCV."""
+    options = dict(options)
+    mode, trailing = options.pop("mode", "RGB"), options.pop("trailing", b"")
+    soft = cv2.resize(np.random.default_rng(3).integers(0, 255, (9, 13, 3), dtype=np.uint8), (131, 87))
+    Image.fromarray(soft).convert(mode).save(tmp_path / "x.jpg", **options)
+    (tmp_path / "x.jpg").write_bytes((tmp_path / "x.jpg").read_bytes() + trailing)
+    with Image.open(tmp_path / "x.jpg") as picture:
+        expected = np.array(picture.convert("RGB"))
+    loaded = load_image(tmp_path / "x.jpg")
+    assert loaded.dtype == np.uint8 and loaded.flags.writeable and np.array_equal(loaded, expected)
+
+
+def test_a_jpeg_that_was_cut_off_is_told(tmp_path: Path):
+    write_jpeg(tmp_path / "x.jpg", np.random.default_rng(0).integers(0, 255, (60, 90, 3), dtype=np.uint8))
+    content = (tmp_path / "x.jpg").read_bytes()
+    for length in (len(content) - 2, len(content) // 2):
+        (tmp_path / "x.jpg").write_bytes(content[:length])
+        with pytest.raises(ImageError, match="truncated"):
+            load_image(tmp_path / "x.jpg")
+
+
 def test_the_content_counts_not_the_suffix(tmp_path: Path):
     path = tmp_path / "really_a_png.jpg"
     Image.fromarray(picture()).save(path, format="PNG")

@@ -3,6 +3,7 @@
 import io
 import json
 import re
+import tracemalloc
 from array import array
 from collections import Counter
 from pathlib import Path
@@ -583,3 +584,15 @@ def test_numbers_are_packed(tmp_path: Path):
     first, second = read_coco_json(path, tmp_path).annotations
     assert first["segmentation"] == [array("d", SQUARE), [1, True, "x"]]
     assert second["segmentation"] == {"size": [1, 2], "counts": array("d", [0, 2])} and "keypoints" not in second
+
+
+def test_a_large_file_is_never_in_memory_as_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Packed numbers, 8 bytes for each of 7 characters, and a piece of text; as lists it was seven times the file."""
+    monkeypatch.setattr(_JsonText, "PIECE", 2**16)
+    outline = np.random.default_rng(0).uniform(100, 999, 400).round(2).tolist()
+    path = write_json(tmp_path / "a.json", [annotation(segmentation=[outline], caption_of="x" * 900)] * 1000)
+    tracemalloc.start()
+    read = read_coco_json(path, tmp_path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert len(read.annotations) == 1000 and peak < 1.5 * path.stat().st_size
