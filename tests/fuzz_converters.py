@@ -153,7 +153,7 @@ def mutated_rows(text: str, random: np.random.Generator, outside: str) -> bytes:
             case 2:
                 rows.append(list(row))
             case 3:
-                row[:] = [str(float(token) * 640) if re.fullmatch(r"[\d.]+", token) else token for token in row]
+                row[:] = [str(float(token) * 640) if re.fullmatch(r"\d*\.?\d+", token) else token for token in row]
             case 4:
                 row *= int(random.integers(1, 3))
             case _:
