@@ -81,9 +81,9 @@ def main(args: argparse.Namespace) -> None:
               f"{args.objects}")
         if found != expected:
             sys.exit(f"different crops: {found} straightforward, {expected} of ours from the same photos")
-    print(f"processor time an object: ours {cpu / args.objects * 1e3:.2f} ms, straightforward "
-          f"{busy / rows * 1e3:.2f} ms, {busy / rows * args.objects / cpu:.2f} times as much")
-    print(f"speedup {scaled / seconds:.2f}")
+        print(f"processor time an object: ours {cpu / args.objects * 1e3:.2f} ms, straightforward "
+              f"{busy / rows * 1e3:.2f} ms, {busy / rows * args.objects / cpu:.2f} times as much")
+        print(f"speedup {scaled / seconds:.2f}", flush=True)  # before the folder goes, which may take long
 
 
 # ---- the straightforward converter ------------------------------------------------------------------------
