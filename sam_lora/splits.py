@@ -65,7 +65,8 @@ def random_split(groups: Sequence[str], class_ids: Sequence[Hashable], fractions
     """One of train, val, test for each row; whole groups only, each class as near to `fractions` as they allow.
 
     A class with at least as many groups as there are splits (of a fraction above zero) comes into each of them, as
-    far as groups with several classes allow that for all classes at once; with fewer, train goes first, then test.
+    far as groups with several classes allow that for all classes at once; with fewer, train goes first, then test,
+    but for one class that fills val where no class has groups for all three.
     """
     if not len(groups):
         return []
@@ -145,7 +146,9 @@ def _assign(counts: np.ndarray, fractions: np.ndarray, rng: np.random.Generator)
     groups_of_class = (counts > 0).sum(axis=0)
     for rank, split in enumerate(active):
         penalty[split] = np.where(groups_of_class > rank, 1e3, 0)
-    penalty[0, -1] = 1e6  # a train table there must be
+    penalty[0] *= 10       # a class that is not trained on is worth neither validation nor test,
+    penalty[:, -1] *= 2    # a table without a row is worse than a class that one table lacks,
+    penalty[0, -1] = 1e6   # and a train table there must be
 
     def cost(held: np.ndarray, split: int) -> np.ndarray:
         """(…, C) rows held by `split` -> (…,)."""
