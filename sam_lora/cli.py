@@ -4,8 +4,8 @@ Nothing here imports torch, so `--help` and a wrong flag answer at once.
 """
 
 import argparse
-import os
 import io
+import os
 import re
 import sys
 from collections.abc import Callable, Sequence
