@@ -90,7 +90,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     hardware.add_argument("--precision", choices=("auto", "fp32", "bf16", "fp16"), default="auto",
                           help="auto: bf16 on a GPU that has it, fp16 on one that has not, fp32 on the CPU")
     hardware.add_argument("--grad_checkpoint", action="store_true",
-                          help="recompute encoder blocks in the backward pass: less memory, about a third more time")
+                          help="recompute encoder blocks in the backward pass: less memory, more time")
     hardware.add_argument("--compile", action="store_true", help="torch.compile the image encoder")
 
     output = parser.add_argument_group("output")
