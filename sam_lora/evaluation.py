@@ -93,11 +93,6 @@ def predict(sam: Sam, batches: Iterable[Batch], device: torch.device,
                                  batch.masks[place] if batch.masks else None, losses[i] if losses else None)
 
 
-def mean_iou(predictions: Iterable[Prediction]) -> float:
-    """Mean IoU over objects, at full resolution."""
-    return float(np.mean([metrics.iou(prediction.mask, prediction.truth) for prediction in predictions]))
-
-
 # ---- a whole table ----------------------------------------------------------------------------------------
 
 def evaluate_table(load_model: Callable[[], Sam], test_csv: str | Path, output_dir: str | Path, prefix: str, *,

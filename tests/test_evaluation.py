@@ -94,13 +94,6 @@ def test_losses_of_a_validation_table_come_row_by_row(mini, crops, monkeypatch):
     assert len(set(losses)) == 4 and losses == pytest.approx(alone, rel=1e-4)
 
 
-def test_mean_iou_is_over_objects():
-    half, whole = np.zeros((4, 6), dtype=bool), np.ones((4, 6), dtype=bool)
-    half[:2] = True
-    found = [evaluation.Prediction(0, half, 0.5, whole), evaluation.Prediction(1, whole, 0.5, whole)]
-    assert evaluation.mean_iou(found) == 0.75
-
-
 @pytest.mark.parametrize(("side", "device", "expected"), [
     (256, "cpu", 8), (1024, "cpu", 1), (256, "cuda", 32), (1024, "cuda", 4), (64, "cpu", 32)])
 def test_default_batch_size(side, device, expected):
