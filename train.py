@@ -20,6 +20,7 @@ from sam_lora import cli, contracts
 from sam_lora.errors import UserError
 
 LORA_TARGETS = ("qkv", "proj", "lin1", "lin2")
+PROMPT_SAMPLING = {"table": 0.0, "random": 1.0, "mixed": 0.5}  # share of rows that get other points in an epoch
 LOSSES = ("bce_iou", "focal_dice", "bce_dice")
 BY_MODEL = {  # defaults that differ: the small SAM learns faster, and fits many images in a batch
     "vit_mini": {"batch_size": 8, "learning_rate": 1e-3},
@@ -42,6 +43,11 @@ def get_args_parser() -> argparse.ArgumentParser:
                       help="table of step 3; default: val_reformatted.csv beside --train_csv, if it is there")
     data.add_argument("--prompts_per_image", type=cli.positive_int, default=8, metavar="N",
                       help="rows that share an image are trained together, up to this many, on one encoding of it")
+    data.add_argument("--prompt_sampling", choices=PROMPT_SAMPLING, default="mixed",
+                      help="table: the table's points in every epoch; random: in every epoch as many other points of "
+                           "the mask; mixed: random for half of the rows. Validation always has the table's")
+    data.add_argument("--flip", action=argparse.BooleanOptionalAction, default=True,
+                      help="mirror training images at random, left to right and top to bottom")
     cli.add_num_workers(data, 2)
 
     model = parser.add_argument_group("model")
@@ -172,7 +178,7 @@ def train(args: argparse.Namespace, save_dir: Path, existing: list[Path]) -> Non
           + ("" if val_samples else ": without validation, the last epoch is the final one"))
 
     pin = device.type == "cuda"
-    shuffle = torch.Generator()
+    shuffle, augmentation = torch.Generator(), torch.Generator()
     train_set = dataset.PromptedImages(train_samples, image_size, args.prompts_per_image, True, False)
     train_loader = dataset.make_loader(train_set, image_size, args.batch_size, args.num_workers, pin, shuffle)
     val_loader = None
@@ -224,13 +230,15 @@ def train(args: argparse.Namespace, save_dir: Path, existing: list[Path]) -> Non
         started = time.perf_counter()
         # every epoch starts its generators from (seed, epoch), so a resumed run draws what an unbroken one would
         shuffle.manual_seed(args.seed * 1_000_003 + epoch)
+        augmentation.manual_seed(args.seed * 1_000_003 + epoch)
+        draws = dataset.augmentation_draws(train_samples, augmentation)
         torch.manual_seed(args.seed * 1_000_003 + epoch)
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
         sam.train()
         bar = progress(dataset.batches(train_loader), f"epoch {epoch}/{args.num_epochs}", len(train_loader), "batch")
         figures_of_epoch = train_one_epoch(
-            sam, bar, len(train_loader), optimizer, scaler, autocast, device, args, mask_loss,
+            sam, bar, len(train_loader), optimizer, scaler, autocast, device, args, mask_loss, draws,
             first_step=run["step"], total_steps=args.num_epochs * steps_per_epoch)
         run["step"] += steps_per_epoch
         training_seconds = time.perf_counter() - started
@@ -277,10 +285,14 @@ def train(args: argparse.Namespace, save_dir: Path, existing: list[Path]) -> Non
 
 
 def train_one_epoch(sam, batches, num_batches: int, optimizer, scaler, autocast, device, args: argparse.Namespace,
-                    mask_loss, first_step: int, total_steps: int) -> dict[str, float]:
-    """One pass over the training table; returns the epoch's mean losses and IoU, weighted by masks."""
+                    mask_loss, draws, first_step: int, total_steps: int) -> dict[str, float]:
+    """One pass over the training table; returns the epoch's mean losses and IoU, weighted by masks.
+
+    `draws` are the epoch's random numbers for mirroring and new points, from `dataset.augmentation_draws`.
+    """
     import torch
 
+    from sam_lora import dataset
     from sam_lora.lora import check_gradients, trainable_parameters
     parameters = list(trainable_parameters(sam).values())
     sums = {"train_loss": 0.0, "train_iou": 0.0}
@@ -290,6 +302,9 @@ def train_one_epoch(sam, batches, num_batches: int, optimizer, scaler, autocast,
     try:
         for number, batch in enumerate(batches):
             batch = batch.to(device)
+            if args.flip:
+                batch = dataset.mirror(batch, draws)
+            batch = dataset.draw_points_anew(batch, draws, PROMPT_SAMPLING[args.prompt_sampling])
             window = min(args.grad_accum, num_batches - number // args.grad_accum * args.grad_accum)
             with autocast:
                 loss, iou = batch_loss(sam, batch, mask_loss, args.multimask_weight)

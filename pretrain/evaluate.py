@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from sam_lora.sam import Sam
 
 MODEL_TYPE = "vit_mini"
-SEEDS = {"crops": 2_000_000, "scenes": 3_000_000}  # training takes seeds below a million, its own check 1_000_000
+SEEDS = {"crops": 2_000_000, "scenes": 3_000_000, "simple": 4_000_000}  # training takes seeds below a million, its own check 1_000_000
 BATCH = 16
 
 
@@ -29,6 +29,8 @@ def get_args_parser() -> argparse.ArgumentParser:
     data.add_argument("--num_crops", type=cli.non_negative_int, default=1000, metavar="N", help="procedural crops")
     data.add_argument("--num_scenes", type=cli.non_negative_int, default=1000, metavar="N",
                       help="procedural whole scenes, one region prompted in each")
+    data.add_argument("--num_simple", type=cli.non_negative_int, default=40, metavar="N",
+                      help="simple scenes for SamAutomaticMaskGenerator")
     data.add_argument("--tables", nargs="*", default=[], metavar="NAME=CSV", help="training tables of real data")
     run = parser.add_argument_group("run")
     run.add_argument("--checkpoint", metavar="FILE", help="weights; default: the ones that ship")
@@ -60,6 +62,9 @@ def main(args: argparse.Namespace) -> None:
         if count:
             report[name] = measure_procedural(sam, name, count)
             print(name, json.dumps(report[name]), flush=True)
+    if args.num_simple:
+        report["automatic"] = measure_automatic(sam, args.num_simple)
+        print("automatic", json.dumps(report["automatic"]), flush=True)
     for name, path in tables.items():
         report[name] = measure_table(sam, path)
         print(name, json.dumps(report[name]), flush=True)
@@ -113,6 +118,39 @@ def measure_procedural(sam: "Sam", kind: str, count: int) -> dict[str, float]:
     report["whole_frame_as_mask"] = round(float(np.mean(shares)), 4)
     report["spearman_predicted_iou"] = round(spearman(predicted, true), 4)
     return {"n": count, **report}
+
+
+def measure_automatic(sam: "Sam", count: int) -> dict[str, float]:
+    """SamAutomaticMaskGenerator, 16 x 16 points, on simple scenes, with its own thresholds and with lower ones.
+
+    A region counts as found where one of the masks has an IoU of 0.5 (0.75) with it or more.
+    """
+    import cv2
+    import numpy as np
+    sys.path.insert(0, str(Path(__file__).resolve().parent))
+    from scenes import OBJECT, simple_scene
+    from segment_anything import SamAutomaticMaskGenerator
+    from textures import TextureBank
+
+    from sam_lora import metrics
+    cv2.setNumThreads(1)
+    report: dict[str, float] = {"n_scenes": count}
+    for name, settings in (("default", {}), ("lower", {"pred_iou_thresh": 0.7, "stability_score_thresh": 0.8})):
+        rng = np.random.default_rng(SEEDS["simple"])
+        bank = TextureBank(rng, 24)
+        generator = SamAutomaticMaskGenerator(sam, points_per_side=16, **settings)
+        best, masks_made = [], []
+        for _ in range(count):
+            scene = simple_scene(rng, bank)
+            masks = [found["segmentation"] for found in generator.generate(scene.image)]
+            masks_made.append(len(masks))
+            labels = scene.labels[OBJECT]
+            best += [max((metrics.iou(mask, labels == number) for mask in masks), default=0.0)
+                     for number in np.unique(labels[labels > 0])]
+        report |= {"n_regions": len(best), f"{name}_masks_a_scene": round(float(np.mean(masks_made)), 1),
+                   f"{name}_found_at_0.5": round(float(np.mean(np.array(best) >= 0.5)), 4),
+                   f"{name}_found_at_0.75": round(float(np.mean(np.array(best) >= 0.75)), 4)}
+    return report
 
 
 def measure_table(sam: "Sam", path: str) -> dict[str, float]:

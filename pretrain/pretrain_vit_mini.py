@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 MODEL_TYPE = "vit_mini"
 HELD_OUT_SEED = 1_000_000
+SIMPLE_SHARE = 0.12  # of the scenes; there are none among the held-out ones
 # number of points, a box too, share of the batches; a lone point gets the three-mask output as well
 PROMPT_KINDS = ((1, False, 0.30), (2, False, 0.10), (3, False, 0.24), (4, False, 0.05), (5, False, 0.09),
                 (0, True, 0.14), (1, True, 0.04), (2, True, 0.04))
@@ -130,7 +131,7 @@ class Batches:
         cv2.setNumThreads(1)
         torch.set_num_threads(1)
         info = get_worker_info()
-        stream = samples(self.seed + (info.id if info else 0), self.side, self.masks, self.whole_share)
+        stream = samples(self.seed + (info.id if info else 0), self.side, self.masks, self.whole_share, simple_share=SIMPLE_SHARE)
         while True:
             yield collate([next(stream) for _ in range(self.images)])
 

@@ -454,12 +454,27 @@ THEMES = (dead_leaves, cracked_ground, bodies, slices, cells)
 THEME_SHARES = (0.48, 0.16, 0.13, 0.1, 0.13)
 
 
-def make_scene(rng: np.random.Generator, bank: TextureBank) -> Scene:
-    """One scene, 160 to 416 pixels a side."""
+def make_scene(rng: np.random.Generator, bank: TextureBank, simple_share: float = 0.0) -> Scene:
+    """One scene, 160 to 416 pixels a side; with the chance `simple_share` a simple one."""
+    if simple_share and rng.random() < simple_share:
+        return simple_scene(rng, bank)
     theme = THEMES[rng.choice(len(THEMES), p=THEME_SHARES)]
     height, width = np.round(rng.uniform(190, 340) * np.exp(rng.uniform(-0.2, 0.2, 2))).astype(int)
     painter = Painter(rng, bank, height, width, grey=theme is slices or rng.random() < 0.25)
     theme(painter)
+    return painter.finish()
+
+
+def simple_scene(rng: np.random.Generator, bank: TextureBank) -> Scene:
+    """Six to nine well-contrasted shapes apart from each other on a calm ground, 240 by 320 pixels."""
+    painter = Painter(rng, bank, 240, 320, grey=rng.random() < 0.25)
+    ground = rng.uniform(60, 190, 3)
+    painter.canvas[:] = palette(rng, ground, 6, painter.grey)[bank.cut(rng, 240, 320)]
+    places = [(40 + 80 * column, 40 + 80 * row) for row in range(3) for column in range(4)]
+    for place in rng.permutation(len(places))[:rng.integers(6, 10)]:
+        x, y = np.array(places[place]) + rng.uniform(-6, 6, 2)
+        outline = (blob, ellipse, polygon, rectangle, leaf)[rng.integers(5)](rng, rng.uniform(40, 68))
+        painter.paint(fill([outline]), x, y, base=painter.near(ground, 55, 120), rough=rng.uniform(2, 10))
     return painter.finish()
 
 
@@ -589,12 +604,12 @@ def _pick(rng: np.random.Generator, regions: Sequence[tuple[int, int, int]]) -> 
 
 
 def samples(seed: int, side: int, count: int, whole_share: float, crops_a_scene: int = 6,
-            bank_size: int = 96) -> Iterator[Sample]:
+            bank_size: int = 96, simple_share: float = 0.0) -> Iterator[Sample]:
     """Endless samples: a scene, its crops, the next scene. The texture bank is renewed as it goes."""
     rng = np.random.default_rng(seed)
     bank = TextureBank(rng, bank_size)
     while True:
-        scene = make_scene(rng, bank)
+        scene = make_scene(rng, bank, simple_share)
         bank.refresh(rng)
         for _ in range(crops_a_scene):
             sample = make_sample(rng, scene, side, count, whole=rng.random() < whole_share)

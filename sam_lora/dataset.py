@@ -4,8 +4,8 @@ One item is one image with up to `prompts_per_image` of its rows, so rows that s
 Images travel as uint8; the device normalises them (`sam.preprocess`).
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import cv2
@@ -43,8 +43,15 @@ def read_samples(table_path: str | Path) -> list[Sample]:
 
 
 def _sample(row: dict[str, str], where: str, table_path: str | Path) -> Sample:
+    prompt = read_prompt(row, where)
+    label = contracts.resolve_path(row["label"], table_path) if row["label"] else None
+    return Sample(contracts.resolve_path(row["image"], table_path), label, *prompt, row["image"], row["label"])
+
+
+def read_prompt(row: Mapping[str, str], where: str) -> tuple[tuple, tuple, tuple | None]:
+    """(points, point_labels, box) of a table's row, as `Sample` has them. `where` names the row in the UserError."""
     points: list[list[float]] = []
-    if row["points"].strip():
+    if row.get("points", "").strip():
         points = contracts.points_from_json(row["points"], f"{where}, column points")
     labels = [1] * len(points)
     if row.get(contracts.POINT_LABELS_COLUMN):
@@ -55,9 +62,7 @@ def _sample(row: dict[str, str], where: str, table_path: str | Path) -> Sample:
         box = tuple(contracts.box_from_json(row[contracts.BOX_COLUMN], f"{where}, column {contracts.BOX_COLUMN}"))
     if not points and box is None:
         raise UserError(f"{where}: neither points nor a box; expected points as [[x1,y1],[x2,y2],…]")
-    label = contracts.resolve_path(row["label"], table_path) if row["label"] else None
-    image = contracts.resolve_path(row["image"], table_path)
-    return Sample(image, label, tuple(map(tuple, points)), tuple(labels), box, row["image"], row["label"])
+    return tuple(map(tuple, points)), tuple(labels), box
 
 
 def check_samples(samples: Sequence[Sample], table_path: str | Path, need_labels: bool) -> None:
@@ -260,6 +265,65 @@ def make_loader(dataset: PromptedImages, image_size: int, batch_size: int, num_w
     """Batches of `batch_size` images, shuffled by `generator` if one is given, else in table order."""
     return DataLoader(dataset, batch_size, shuffle=generator is not None, generator=generator, num_workers=num_workers,
                       collate_fn=Collate(image_size), pin_memory=pin_memory, persistent_workers=num_workers > 0)
+
+
+def augmentation_draws(samples: Sequence[Sample], generator: torch.Generator) -> Tensor:
+    """(rows, 3 + most points) uniform numbers that decide on one epoch's augmentation.
+
+    One line for each row of the table, so that what happens to a row does not depend on the batch it is in.
+    """
+    most = max(len(sample.points) for sample in samples)
+    return torch.rand(len(samples), 3 + most, generator=generator, dtype=torch.float64)
+
+
+def mirror(batch: Batch, draws: Tensor) -> Batch:
+    """The batch with each image, its targets and prompts mirrored left to right, top to bottom, both or not at all.
+
+    The picture stays in the upper left corner of the model frame. `draws` (rows, 2 or more) is uniform in [0, 1): the
+    first row of an image decides for the image. Not for batches that hold full-resolution masks.
+    """
+    image_index, side = batch.image_index, batch.images.shape[-1]
+    images = torch.arange(len(batch.images), device=image_index.device)
+    first = torch.searchsorted(image_index, images).cpu()
+    flips = (draws[torch.tensor(batch.rows)[first], :2] < 0.5).to(image_index.device)   # (B, 2): rows, columns
+    ahead = torch.arange(side, device=image_index.device).expand(len(flips), 2, side)
+    back = batch.input_sizes[..., None] - 1 - ahead
+    order = torch.where(flips[..., None] & (back >= 0), back, ahead)                    # (B, 2, S): where from
+
+    def moved(pictures: Tensor, order: Tensor) -> Tensor:
+        return torch.stack([picture.index_select(-2, rows).index_select(-1, columns)
+                            for picture, (rows, columns) in zip(pictures, order)])
+
+    coords, boxes = batch.prompts.point_coords, batch.prompts.boxes
+    size = batch.input_sizes.flip(1)[image_index].to(coords.dtype)                      # (N, 2): w, h
+    turned = flips.flip(1)[image_index]                                                 # (N, 2): x, y
+    coords = torch.where(turned[:, None], size[:, None] - 1 - coords, coords)
+    if boxes is not None:
+        low, high = boxes[:, :2], boxes[:, 2:]
+        boxes = torch.cat([torch.where(turned, size - high, low), torch.where(turned, size - low, high)], dim=1)
+    return replace(batch, images=moved(batch.images, order), targets=moved(batch.targets, order[image_index]),
+                   prompts=Prompts(coords, batch.prompts.point_labels, boxes))
+
+
+def draw_points_anew(batch: Batch, draws: Tensor, share: float) -> Batch:
+    """The batch with other foreground points in about `share` (0 to 1) of its rows: as many, anywhere in the mask.
+
+    Every pixel that the object covers by half or more is equally likely; where it covers none by half, those it covers
+    most. Background points, boxes, and rows without any mask stay. `draws` (rows, 3 + points) is uniform in [0, 1);
+    its first two columns are those of `mirror`.
+    """
+    coords, labels = batch.prompts.point_coords, batch.prompts.point_labels
+    side = batch.targets.shape[-1]
+    chosen, ranks = draws[batch.rows, 2].to(coords.device) < share, draws[batch.rows, 3:].to(coords.device)
+    covered = batch.targets.flatten(1)
+    inside = covered >= covered.amax(dim=1, keepdim=True).clamp(1, 128)
+    counted = inside.cumsum(dim=1, dtype=torch.int32)                                   # (N, S * S)
+    wanted = (ranks[:, :coords.shape[1]] * counted[:, -1:]).int() + 1                   # the how manieth one inside
+    pixels = torch.searchsorted(counted, wanted)
+    drawn = torch.stack([pixels % side, pixels // side], dim=2).to(coords.dtype)
+    replaced = (chosen & (counted[:, -1] > 0))[:, None] & (labels == 1)
+    coords = torch.where(replaced[..., None], drawn, coords)
+    return replace(batch, prompts=Prompts(coords, labels, batch.prompts.boxes))
 
 
 def batches(loader: DataLoader) -> Iterator[Batch]:

@@ -15,11 +15,14 @@ from sam_lora.dataset import (
     Collate,
     PromptedImages,
     Sample,
+    augmentation_draws,
     batches,
     check_samples,
+    draw_points_anew,
     group_rows,
     make_loader,
     mask_to_target,
+    mirror,
     read_samples,
 )
 from sam_lora.errors import UserError
@@ -252,3 +255,85 @@ def test_a_file_that_breaks_after_the_check_is_one_error_in_this_process(table, 
     with pytest.raises(UserError, match=message) as error:
         list(batches(make_loader(dataset, SIDE, 1, num_workers, pin_memory=False)))
     assert "\n" not in str(error.value)
+
+
+# ---- augmentation -------------------------------------------------------------------------------------------
+
+def whole_batch(table: Path):
+    dataset = PromptedImages(read_samples(table), SIDE, 8, True, False)
+    return Collate(SIDE)([dataset[i] for i in range(len(dataset))])
+
+
+@pytest.mark.parametrize(("rows_flip", "columns_flip"), [(False, False), (True, False), (False, True), (True, True)])
+def test_mirroring_moves_picture_target_points_and_box_alike_and_leaves_the_padding(rows, tmp_path, rows_flip,
+                                                                                      columns_flip):
+    rows[0]["box"], rows[1]["box"] = "[16,8,64,40]", "[3,6,15,48]"
+    batch = whole_batch(write_rows(tmp_path, rows))
+    draws = torch.tensor([[0.0 if rows_flip else 0.9, 0.0 if columns_flip else 0.9]]).expand(len(rows), 2)
+    mirrored = mirror(batch, draws)
+    flips = [axis for axis, wanted in ((1, rows_flip), (2, columns_flip)) if wanted]
+    for before, after, (height, width) in zip(batch.images, mirrored.images, batch.input_sizes.tolist()):
+        assert torch.equal(after[:, :height, :width], before[:, :height, :width].flip(flips))
+        assert not after[:, height:].any() and not after[:, :, width:].any()
+    for place, (image, target) in enumerate(zip(mirrored.image_index.tolist(), mirrored.targets)):
+        height, width = batch.input_sizes[image].tolist()
+        assert torch.equal(target[None, :height, :width], batch.targets[place, None, :height, :width].flip(flips))
+        for (x, y), (new_x, new_y) in zip(batch.prompts.point_coords[place], mirrored.prompts.point_coords[place]):
+            assert new_x == (width - 1 - x if columns_flip else x) and new_y == (height - 1 - y if rows_flip else y)
+        x0, y0, x1, y1 = mirrored.prompts.boxes[place].tolist()
+        if not np.isnan(x0):  # the box is still the object's own
+            ys, xs = np.nonzero(target.numpy() > 127)
+            assert np.allclose((x0, y0, x1, y1), (xs.min(), ys.min(), xs.max() + 1, ys.max() + 1), atol=1)
+
+
+def test_rows_of_one_image_are_mirrored_together_and_half_of_the_images_are(table):
+    batch = whole_batch(table)
+    draws = augmentation_draws(read_samples(table), torch.Generator().manual_seed(3))
+    assert batch.image_index.tolist() == [0, 0, 1, 2] and batch.rows[:2] == [0, 2]
+    draws[2, :2] = 1 - draws[0, :2]  # what the image's second row would decide does not count
+    images, targets = mirror(batch, draws).images, mirror(batch, draws).targets
+    wanted = [axis for axis in (0, 1) if draws[0, axis] < 0.5]
+    height, width = batch.input_sizes[0].tolist()
+    for place in (0, 1):
+        assert torch.equal(targets[place, :height, :width], batch.targets[place, :height, :width].flip(wanted))
+    assert torch.equal(images[0, 0, :height, :width], batch.images[0, 0, :height, :width].flip(wanted))
+
+
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 2**31))
+def test_new_points_lie_in_the_object_and_nothing_else_changes(tmp_path_factory, seed):
+    folder = tmp_path_factory.mktemp("rows")
+    rows = [write_sample(folder, "wide", (128, 80), (16, 8, 64, 40)), write_sample(folder, "tiny", (12, 7), (2, 1, 9, 5))]
+    rows[0] |= {"point_labels": "[1,0]", "box": "[16,8,64,40]"}
+    rows[1] |= {"points": "[[3,2],[4,2],[5,3]]", "point_labels": "[1,1,1]", "box": ""}
+    table = write_rows(folder, rows)
+    batch = whole_batch(table)
+    draws = augmentation_draws(read_samples(table), torch.Generator().manual_seed(seed))
+    drawn = draw_points_anew(batch, draws, 1.0)
+    before, after = batch.prompts.point_coords, drawn.prompts.point_coords
+    assert torch.equal(after[0, 1:], before[0, 1:])                       # the background point, and no third one
+    assert torch.equal(drawn.prompts.point_labels, batch.prompts.point_labels)
+    for place, points in ((0, after[0, :1]), (1, after[1])):
+        for x, y in points.int().tolist():
+            assert drawn.targets[place, y, x] >= 128
+    assert torch.equal(draw_points_anew(batch, draws, 0.0).prompts.point_coords, before)
+
+
+def test_every_pixel_of_the_object_is_equally_likely(tmp_path):
+    table = write_rows(tmp_path, [write_sample(tmp_path, "small", (SIDE, SIDE), (5, 7, 9, 10))])  # 12 pixels, scale 1
+    batch = whole_batch(table)
+    generator = torch.Generator().manual_seed(0)
+    found = [tuple(point) for _ in range(600) for point in
+             draw_points_anew(batch, augmentation_draws(read_samples(table), generator), 1.0)
+             .prompts.point_coords[0].int().tolist()]
+    counts = [found.count((x, y)) for y in range(7, 10) for x in range(5, 9)]
+    assert sum(counts) == 1200 and min(counts) > 60 and max(counts) < 145
+
+
+def test_an_object_thinner_than_a_frame_pixel_still_gets_its_points(tmp_path):
+    row = write_sample(tmp_path, "thin", (SIDE * 4, SIDE), (20, 30, 220, 31))
+    table = write_rows(tmp_path, [row | {"points": "[[30,30],[90,30]]"}])
+    batch = whole_batch(table)
+    assert batch.targets.max() < 128
+    points = draw_points_anew(batch, augmentation_draws(read_samples(table), torch.Generator().manual_seed(1)), 1.0)
+    assert all(batch.targets[0, y, x] == batch.targets.max() for x, y in points.prompts.point_coords[0].int().tolist())

@@ -69,6 +69,26 @@ def test_a_part_lies_on_one_object_only(bank):
     assert seen > 20
 
 
+def test_a_simple_scene_has_its_shapes_apart_and_well_seen(bank):
+    for seed in range(8):
+        scene = scenes.simple_scene(np.random.default_rng(seed), bank)
+        labels = scene.labels[scenes.OBJECT]
+        numbers = np.unique(labels[labels > 0])
+        assert 6 <= len(numbers) <= 9
+        for number in numbers:
+            mask = (labels == number).astype(np.uint8)
+            around = (cv2.dilate(mask, np.ones((5, 5), np.uint8)) > 0) & (mask == 0)
+            assert not labels[around].any()
+            assert mask.sum() >= scenes.MIN_AREA
+
+
+def test_simple_scenes_come_only_when_asked_for(bank):
+    plain = [scenes.make_scene(np.random.default_rng(seed), bank).image for seed in range(3)]
+    again = [scenes.make_scene(np.random.default_rng(seed), bank, 0.0).image for seed in range(3)]
+    assert all(map(np.array_equal, plain, again))
+    assert scenes.make_scene(np.random.default_rng(0), bank, 1.0).image.shape == (240, 320, 3)
+
+
 def test_a_later_shape_hides_what_it_covers(bank):
     painter = scenes.Painter(np.random.default_rng(0), bank, 80, 120, grey=False)
     square = np.full((40, 40), 255, np.uint8)
