@@ -3,12 +3,16 @@
 The same code as run_inference.py with other weights, so the two differ in nothing else.
 
 Reads   test_reformatted.csv (step 3), SAM's weights
-Writes  base_sam_results/: predictions.jpg (contact sheet), samples/ (prompt, prediction, ground truth side by side),
-        masks/ (PNG, 0 or 255), base_sam_results.csv (a row per sample) and base_sam_class_iou_summary.csv (a row per
-        class). A table whose column `label` is empty gives masks and pictures, no scores.
+Writes  base_sam_results/: report.html (everything on one page), predictions.jpg (contact sheet), samples/
+        (prompt, prediction, ground truth side by side), masks/ (PNG, 0 or 255), base_sam_results.csv (a row per
+        sample), base_sam_class_iou_summary.csv and base_sam_size_iou_summary.csv. --compare_to adds
+        comparison.csv, comparison.png, improved.jpg and regressed.jpg (what changed most); --prompt_trials adds
+        base_sam_prompt_trials.csv. A table whose column `label` is empty gives masks and pictures, no scores.
 
     python run_base_sam_inference.py --test_csv test_reformatted.csv --model_type vit_b
     python run_base_sam_inference.py --image photo.jpg --box 30,40,210,180   photo_mask.png and photo_overlay.jpg
+    python run_base_sam_inference.py --images_dir photos --prompts_csv prompts.csv --save_yolo --output_dir annotations
+        masks/, overlays/, predictions.json (COCO) and yolo/, for an annotation tool
 """
 
 import argparse
@@ -27,22 +31,15 @@ def get_args_parser() -> argparse.ArgumentParser:
 
 def main(args: argparse.Namespace) -> None:
     cli.check_inference(args, get_args_parser())
-    from sam_lora import evaluation, sam
-    device = sam.select_device(args.device)
+    from sam_lora import inference
+    from sam_lora.sam import Sam, load_sam
 
-    def load_model() -> sam.Sam:
-        model, _ = sam.load_sam(args.model_type, args.checkpoint, args.image_size)
-        print(f"{args.model_type} as released, at {model.image_encoder.img_size} px")
-        return model.to(device)
+    def load_model() -> Sam:
+        sam, _ = load_sam(args.model_type, args.checkpoint, args.image_size)
+        print(f"{args.model_type} as released, at {sam.image_encoder.img_size} px")
+        return sam
 
-    if args.image is not None:
-        evaluation.predict_image(load_model, args.image, args.points, args.labels, args.box, args.output_dir, device,
-                                 args.overwrite)
-        return
-    evaluation.evaluate_table(
-        load_model, args.test_csv, args.output_dir, contracts.BASE_RESULTS_PREFIX, batch_size=args.batch_size,
-        num_pictures=args.num_pictures, num_workers=args.num_workers, device=device, seed=args.seed,
-        overwrite=args.overwrite, compare_to=args.compare_to, tuned=False)
+    inference.infer(load_model, tuned=False, model=f"{args.model_type} as released", **cli.inference_values(args))
 
 
 if __name__ == "__main__":

@@ -1,16 +1,21 @@
-"""Step 5: predict and score the test table with the fine-tuned SAM; or predict one image of your own.
+"""Step 5: predict and score the test table with the fine-tuned SAM; or predict images of your own.
 
 Reads   test_reformatted.csv (step 3), checkpoints/sam_lora_final.ckpt (step 4), SAM's weights
-Writes  finetuned_sam_results2/: predictions.jpg (contact sheet), samples/ (prompt, prediction, ground truth side by
-        side), masks/ (PNG, 0 or 255), finetuned_sam_results.csv (a row per sample) and
-        finetuned_sam_class_iou_summary.csv (a row per class); with --compare_to also comparison.csv. A table whose
-        column `label` is empty gives masks and pictures, no scores.
+Writes  finetuned_sam_results2/: report.html (everything on one page), predictions.jpg (contact sheet), samples/
+        (prompt, prediction, ground truth side by side), masks/ (PNG, 0 or 255), finetuned_sam_results.csv (a row per
+        sample), finetuned_sam_class_iou_summary.csv and finetuned_sam_size_iou_summary.csv. --compare_to adds
+        comparison.csv, comparison.png, improved.jpg and regressed.jpg (what changed most); --prompt_trials adds
+        finetuned_sam_prompt_trials.csv. A table whose column `label` is empty gives masks and pictures, no scores.
 
     python run_inference.py --test_csv test_reformatted.csv --compare_to base_sam_results/base_sam_results.csv
     python run_inference.py --image photo.jpg --points "120,80 140,95"      photo_mask.png and photo_overlay.jpg
+    python run_inference.py --image photo.jpg --points "120,80" --points "300,90 310,95"     two objects, two masks
+    python run_inference.py --images_dir photos --prompts_csv prompts.csv --save_yolo --output_dir annotations
+        masks/, overlays/, predictions.json (COCO) and yolo/, for an annotation tool
 """
 
 import argparse
+from pathlib import Path
 
 from sam_lora import cli, contracts
 
@@ -27,23 +32,17 @@ def get_args_parser() -> argparse.ArgumentParser:
 
 def main(args: argparse.Namespace) -> None:
     cli.check_inference(args, get_args_parser())
-    from sam_lora import checkpoints, evaluation, sam
-    device = sam.select_device(args.device)
+    from sam_lora import checkpoints, inference
+    from sam_lora.sam import Sam
 
-    def load_model() -> sam.Sam:
-        model, header = checkpoints.load_tuned_sam(args.checkpoint, args.base_checkpoint)
+    def load_model() -> Sam:
+        sam, header = checkpoints.load_tuned_sam(args.checkpoint, args.base_checkpoint)
         print(f"{args.checkpoint}: {header['model_type']} at {header['image_size']} px, epoch {header['epoch']}, "
               f"trained with {header['prompt']} a mask")
-        return model.to(device)
+        return sam
 
-    if args.image is not None:
-        evaluation.predict_image(load_model, args.image, args.points, args.labels, args.box, args.output_dir, device,
-                                 args.overwrite)
-        return
-    evaluation.evaluate_table(
-        load_model, args.test_csv, args.output_dir, contracts.TUNED_RESULTS_PREFIX, batch_size=args.batch_size,
-        num_pictures=args.num_pictures, num_workers=args.num_workers, device=device, seed=args.seed,
-        overwrite=args.overwrite, compare_to=args.compare_to, tuned=True)
+    inference.infer(load_model, tuned=True, model=args.checkpoint, training_folder=Path(args.checkpoint).parent,
+                    **cli.inference_values(args))
 
 
 if __name__ == "__main__":

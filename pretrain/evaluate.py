@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from sam_lora.sam import Sam
 
 MODEL_TYPE = "vit_mini"
-SEEDS = {"crops": 2_000_000, "scenes": 3_000_000, "simple": 4_000_000}  # training takes seeds below a million, its own check 1_000_000
+SEEDS = {"crops": 2_000_000, "scenes": 3_000_000, "simple": 4_000_000}  # training: < 1_000_000
 BATCH = 16
 
 

@@ -131,7 +131,8 @@ class Batches:
         cv2.setNumThreads(1)
         torch.set_num_threads(1)
         info = get_worker_info()
-        stream = samples(self.seed + (info.id if info else 0), self.side, self.masks, self.whole_share, simple_share=SIMPLE_SHARE)
+        seed = self.seed + (info.id if info else 0)
+        stream = samples(seed, self.side, self.masks, self.whole_share, simple_share=SIMPLE_SHARE)
         while True:
             yield collate([next(stream) for _ in range(self.images)])
 

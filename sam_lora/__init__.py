@@ -18,7 +18,14 @@ lora.py            add LoRA, count and check what trains, merge
 checkpoints.py     the small self-describing checkpoint: save, load, verify
 losses.py          mask losses
 metrics.py         IoU, Dice, boundary IoU
-evaluation.py      predict a test table, score it, write it (both inference scripts)
-figures.py         panels, contact sheet, training curves
+inference.py       what both inference scripts do with their model
+evaluation.py      predict a test table, score it, write it
+annotate.py        images without ground truth: masks, overlays, COCO and YOLO for annotation tools
+comparison.py      base against tuned: pairing, interval by photos, verdict, what changed most
+report.py          a results folder as one page
+figures.py         panels, sheets, plots
+parity.py          does an exported model compute what the checkpoint computes
+onnx_export.py     ONNX: decoder, encoder, int8
+hf_export.py       a folder for transformers
 weights/           the small SAM that ships with the project
 """

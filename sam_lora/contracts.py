@@ -50,6 +50,8 @@ SPLIT_COLUMN = "split"             # in output.csv
 TRAINING_COLUMNS = ("image", "label", "points")
 POINT_LABELS_COLUMN = "point_labels"   # optional: 1 foreground, 0 background
 BOX_COLUMN = "box"                     # optional: [x0,y0,x1,y1]
+# a user's own table of prompts for images without ground truth: image, points and/or box, and these optional ones
+CLASS_NAME_COLUMN = "class_name"
 
 # 4. training
 CHECKPOINTS_FOLDER = "checkpoints"
@@ -63,18 +65,30 @@ PREDICTIONS_PICTURE = "predictions.jpg"
 SAMPLES_FOLDER = "samples"
 PREDICTED_MASKS_FOLDER = "masks"
 COMPARISON_TABLE = "comparison.csv"
+COMPARISON_PICTURE = "comparison.png"
+IMPROVED_PICTURE = "improved.jpg"
+REGRESSED_PICTURE = "regressed.jpg"
+REPORT_PAGE = "report.html"
 RESULT_COLUMNS = (
     "class_name", "image", "label",                 # the paths as the training table has them
     "iou", "dice", "boundary_iou",                  # empty for a row without a label
     "predicted_iou",                                # what the model itself thinks its mask is worth
     "mask_area", "truth_area",                      # foreground pixels; truth_area empty without a label
+    "size",                                         # of the object, by truth_area: SIZES; empty without a label
     "mask", "picture",                              # below the results folder; picture empty where none was drawn
 )
 SUMMARY_COLUMNS = ("class_name", "n", "mean_iou", "median_iou", "p5_iou", "mean_dice", "mean_boundary_iou",
                    "share_below_0.5")
-COMPARISON_COLUMNS = ("class_name", "n", "base_iou", "tuned_iou", "mean_difference", "ci95_low", "ci95_high",
+SIZES = {"small": (0, 32 ** 2), "medium": (32 ** 2, 96 ** 2), "large": (96 ** 2, None)}  # COCO's; pixels, end exclusive
+SIZE_SUMMARY_COLUMNS = ("size", "pixels", *SUMMARY_COLUMNS[1:])
+PROMPT_TRIALS_COLUMNS = ("class_name", "image", "label", "iou",                 # with the table's own points
+                         "trials", "mean_iou", "std_iou", "min_iou", "max_iou")  # with other points in the mask
+COMPARISON_COLUMNS = ("class_name", "n", "photos", "base_iou", "tuned_iou", "mean_difference", "ci95_low", "ci95_high",
                       "wins", "losses")
 BY_OBJECT, BY_CLASS = "all classes (by object)", "all classes (by class)"  # the last two rows of both
+OVERLAYS_FOLDER = "overlays"
+COCO_PREDICTIONS = "predictions.json"
+YOLO_FOLDER = "yolo"
 TUNED_RESULTS_FOLDER = "finetuned_sam_results2"
 TUNED_RESULTS_PREFIX = "finetuned_sam"
 BASE_RESULTS_FOLDER = "base_sam_results"
@@ -110,9 +124,24 @@ def class_summary_table(prefix: str) -> str:
     return f"{prefix}_class_iou_summary.csv"
 
 
-def single_mask(stem: str) -> str:
-    """File name of the mask predicted for one image given on the command line."""
-    return f"{stem}_mask.png"
+def size_summary_table(prefix: str) -> str:
+    return f"{prefix}_size_iou_summary.csv"
+
+
+def prompt_trials_table(prefix: str) -> str:
+    return f"{prefix}_prompt_trials.csv"
+
+
+def results_entries(prefix: str) -> tuple[str, ...]:
+    """Everything that a results folder consists of."""
+    return (PREDICTIONS_PICTURE, SAMPLES_FOLDER, PREDICTED_MASKS_FOLDER, results_table(prefix),
+            class_summary_table(prefix), size_summary_table(prefix), prompt_trials_table(prefix), COMPARISON_TABLE,
+            COMPARISON_PICTURE, IMPROVED_PICTURE, REGRESSED_PICTURE, REPORT_PAGE)
+
+
+def single_mask(stem: str, number: int | None = None) -> str:
+    """File name of the mask predicted for one image given on the command line; numbered where it has several."""
+    return f"{stem}_mask.png" if number is None else f"{stem}_mask_{number}.png"
 
 
 def single_overlay(stem: str) -> str:

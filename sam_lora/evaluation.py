@@ -3,9 +3,8 @@
 import contextlib
 import json
 import re
-from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,9 +12,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
-from sam_lora import contracts, figures, imaging, metrics
+from sam_lora import comparison, contracts, figures, imaging, metrics, report
 from sam_lora.dataset import (
     Batch,
     PromptedImages,
@@ -24,13 +24,15 @@ from sam_lora.dataset import (
     check_samples,
     make_loader,
     read_samples,
-    sample_problem,
 )
 from sam_lora.errors import UserError
-from sam_lora.files import refuse_existing, staged_folder
+from sam_lora.files import staged_folder
 from sam_lora.losses import MaskLoss
+from sam_lora.prompts import random_points
 from sam_lora.sam import (
     MASK_THRESHOLD,
+    Prompts,
+    ResizeLongestSide,
     Sam,
     decode,
     frame_mask,
@@ -38,11 +40,12 @@ from sam_lora.sam import (
     preprocess,
     upscale_to_frame,
 )
+from sam_lora.split_tables import photo_stem
+from sam_lora.splits import merge_groups, source_group
+from sam_lora.workers import map_in_threads
 
 PROMPTS_PER_IMAGE = 64       # rows of one image that travel together
 PROMPTS_PER_DECODE = 32      # bounds the decoder's memory
-WRITING_THREADS = 4          # PNG and JPEG coding and resizing let go of Python's lock
-BOOTSTRAP_DRAWS = 5000
 POOR_IOU = 0.5
 NO_CLASS = "(no class)"
 
@@ -58,12 +61,22 @@ class Prediction:
     predicted_iou: float        # what the model itself thinks of it
     truth: np.ndarray | None    # (H, W) bool
     loss: float | None = None   # in the model frame, where a loss was asked for
+    trial_ious: Sequence[float] = ()    # with other points, where those were asked for and there is a truth
+
+
+@dataclass(frozen=True)
+class PromptTrials:
+    """Score each mask with `count` other sets of foreground points too."""
+
+    count: int
+    seed: int
 
 
 @torch.inference_mode()
 def predict(sam: Sam, batches: Iterable[Batch], device: torch.device,
-            autocast: AbstractContextManager, mask_loss: MaskLoss | None = None) -> Iterator[Prediction]:
-    """One Prediction per prompt, batch by batch. Each image is encoded once however many prompts it has.
+            autocast: AbstractContextManager, mask_loss: MaskLoss | None = None,
+            trials: PromptTrials | None = None) -> Iterator[Prediction]:
+    """One Prediction per prompt, batch by batch. Each image is encoded once however many prompts and trials it has.
 
     Logits are brought to the image's own resolution first and thresholded last, as SamPredictor does.
     """
@@ -84,85 +97,138 @@ def predict(sam: Sam, batches: Iterable[Batch], device: torch.device,
                 valid = frame_mask(moved.input_sizes, side)[image_index, 0].float()
                 targets = moved.targets[chunk].float() / 255
                 losses = mask_loss(upscale_to_frame(low_res_masks, side)[:, 0], targets, valid).tolist()
+            others = []
+            for points in other_points(batch, chunk, side, trials) if trials else ():
+                with autocast:
+                    others.append(decode(sam, embeddings[image_index], points.to(device))[0].float())
+
             for i, place in enumerate(range(start, start + len(low_res_masks))):
-                image = int(batch.image_index[place])
-                logits = postprocess_masks(low_res_masks[i:i + 1], side, input_sizes[image],
-                                           batch.original_sizes[image])
-                mask = (logits[0, 0] > MASK_THRESHOLD).cpu().numpy()
-                yield Prediction(batch.rows[place], mask, float(predicted_iou[i, 0]),
-                                 batch.masks[place] if batch.masks else None, losses[i] if losses else None)
+                image, truth = int(batch.image_index[place]), batch.masks[place] if batch.masks else None
+                sizes = input_sizes[image], batch.original_sizes[image]
+                tried = others if _can_vary(batch, place) else ()
+                yield Prediction(batch.rows[place], _full_size(low_res_masks[i], side, *sizes),
+                                 float(predicted_iou[i, 0]), truth, losses[i] if losses else None,
+                                 [metrics.iou(_full_size(other[i], side, *sizes), truth) for other in tried])
+
+
+def _full_size(low_res_masks: Tensor, side: int, input_size: Sequence[int], original_size: Sequence[int]) -> np.ndarray:
+    """Logits (1, 4h, 4w) of one prompt -> its mask, (H, W) bool."""
+    logits = postprocess_masks(low_res_masks[None], side, input_size, original_size)
+    return (logits[0, 0] > MASK_THRESHOLD).cpu().numpy()
+
+
+def other_points(batch: Batch, rows: slice, side: int, trials: PromptTrials) -> list[Prompts]:
+    """For each trial the prompts of these rows with other foreground points: as many, anywhere in the true mask.
+
+    Background points, boxes, and rows that cannot vary stay. The points, pixels of the image, depend on the seed, the
+    row's number and its mask only, so that every model is tried with the same.
+    """
+    own = batch.prompts[rows]
+    coords = [own.point_coords.clone() for _ in range(trials.count)]
+    transform = ResizeLongestSide(side)
+    for i, place in enumerate(range(len(batch.rows))[rows]):
+        if _can_vary(batch, place):
+            foreground = (own.point_labels[i] == 1).numpy()
+            points = random_points(batch.masks[place], trials.count, int(foreground.sum()),
+                                   np.random.default_rng((trials.seed, batch.rows[place])))
+            points = transform.apply_coords(points, batch.original_sizes[int(batch.image_index[place])])
+            for trial, drawn in zip(coords, points):
+                trial[i, foreground] = torch.from_numpy(drawn).float()
+    return [Prompts(trial, own.point_labels, own.boxes) for trial in coords]
+
+
+def _can_vary(batch: Batch, place: int) -> bool:
+    """Has the row a mask to draw points from, and foreground points to draw anew?"""
+    return (bool(batch.masks) and batch.masks[place] is not None and bool(batch.masks[place].any())
+            and bool((batch.prompts.point_labels[place] == 1).any()))
 
 
 # ---- a whole table ----------------------------------------------------------------------------------------
 
 def evaluate_table(load_model: Callable[[], Sam], test_csv: str | Path, output_dir: str | Path, prefix: str, *,
                    batch_size: int | None, num_pictures: int, num_workers: int, device: torch.device, seed: int,
-                   overwrite: bool, compare_to: str | Path | None = None, tuned: bool = True) -> pd.DataFrame:
+                   overwrite: bool, compare_to: str | Path | None = None, tuned: bool = True, prompt_trials: int = 0,
+                   model: str = "", training_folder: str | Path | None = None) -> pd.DataFrame:
     """Predict and score every row of `test_csv`, write the results folder, print the summary; returns the results.
 
-    Writes predictions.jpg, samples/, masks/, {prefix}_results.csv and, where there are labels,
-    {prefix}_class_iou_summary.csv; with `compare_to` (the results of the other model, base if this one is `tuned`) also
-    comparison.csv. `load_model` is called once the table and the folder are known to be usable. Raises UserError.
+    Writes predictions.jpg, samples/, masks/, {prefix}_results.csv, report.html and, where there are labels, summaries
+    by class and by size; with `compare_to` (the results of the other model, base if this one is `tuned`) comparison.csv
+    and its pictures; with `prompt_trials` {prefix}_prompt_trials.csv. `load_model` is called once the table and the
+    folder are known to be usable. The report names the `model` and shows what train.py left in `training_folder`.
+    Raises UserError.
     """
     samples = read_samples(test_csv)
     check_samples(samples, test_csv, need_labels=False)
-    other = read_other_results(compare_to, samples, test_csv) if compare_to is not None else None
-    names = class_names(samples)
-    owned = (contracts.PREDICTIONS_PICTURE, contracts.SAMPLES_FOLDER, contracts.PREDICTED_MASKS_FOLDER,
-             contracts.results_table(prefix), contracts.class_summary_table(prefix), contracts.COMPARISON_TABLE)
-    lines = []
-    with staged_folder(output_dir, owned, overwrite) as folder:
+    other = None if compare_to is None else comparison.read_other_results(compare_to, samples, test_csv)
+    names, photos = class_names(samples), source_photos(samples)
+    trials = PromptTrials(prompt_trials, seed) if prompt_trials else None
+    with staged_folder(output_dir, contracts.results_entries(prefix), overwrite) as folder:
         sam = load_model()
-        results = _predict_table(sam, samples, names, folder, batch_size, num_workers, device)
+        results, trial_ious = _predict_table(sam, samples, names, folder, batch_size, num_workers, device, trials)
         if num_pictures:
             _draw(results, samples, folder, num_pictures, seed, f"{prefix}: {Path(test_csv).name}")
-        contracts.write_table(results, folder / contracts.results_table(prefix))
+        tables, sentences, notes = {contracts.results_table(prefix): results}, [], []
         scored = results[results["label"] != ""]
         if len(scored):
-            summary = summarise(scored)
-            contracts.write_table(summary, folder / contracts.class_summary_table(prefix))
-            lines += [as_text(summary), ""]
+            tables[contracts.class_summary_table(prefix)] = summarise(scored)
+            tables[contracts.size_summary_table(prefix)] = summarise_sizes(scored)
         if len(scored) < len(results):
-            lines.append(f"{len(results) - len(scored)} of {len(results)} rows have no label: predicted, not scored")
+            notes.append(f"{len(results) - len(scored)} of {len(results)} rows have no label: predicted, not scored")
         if other is not None:
-            this = scored["iou"].to_numpy()
-            base, tuned_ious = (other, this) if tuned else (this, other)
-            comparison = compare(scored["class_name"].tolist(), base, tuned_ious, seed)
-            contracts.write_table(comparison, folder / contracts.COMPARISON_TABLE)
-            lines += [as_text(comparison), "", verdict(comparison)]
-    print("\n".join([*lines, f"results: {output_dir}"]))
+            this, rows = scored["iou"].to_numpy(float), scored.index
+            compared = comparison.compare(scored["class_name"].tolist(), [photos[row] for row in rows],
+                                          *((other.iou, this) if tuned else (this, other.iou)), seed)
+            tables[contracts.COMPARISON_TABLE] = compared
+            sentences.append(comparison.verdict(compared))
+            notes += comparison.draw(scored, [samples[row] for row in rows], other, folder, tuned, compared)
+        if trials:
+            if trial_ious:
+                tables[contracts.prompt_trials_table(prefix)] = trials_table(results, trial_ious)
+            sentences.append(trials_sentence(results, trial_ious))
+        contracts.write_tables({folder / name: table for name, table in tables.items()})
+        facts = {"model": model, "test table": str(test_csv), "objects": len(results), "photos": len(set(photos))}
+        notes += report.write_report(folder, prefix, facts, tables, sentences, notes, training_folder)
+    shown = [as_text(table) + "\n" for name, table in tables.items() if name not in
+             (contracts.results_table(prefix), contracts.prompt_trials_table(prefix))]
+    print("\n".join([*shown, *notes, *sentences, f"results: {output_dir}, all on one page: "
+                     f"{Path(output_dir) / contracts.REPORT_PAGE}"]))
     return results
 
 
 def _predict_table(sam: Sam, samples: Sequence[Sample], names: Sequence[str], folder: Path, batch_size: int | None,
-                   num_workers: int, device: torch.device) -> pd.DataFrame:
-    """Predict all rows and write their masks; the results table in table order, no pictures yet."""
+                   num_workers: int, device: torch.device, trials: PromptTrials | None
+                   ) -> tuple[pd.DataFrame, dict[int, Sequence[float]]]:
+    """Predict all rows and write their masks -> the results in table order, no pictures yet; rows' IoUs of trials."""
     masks_folder = folder / contracts.PREDICTED_MASKS_FOLDER
     masks_folder.mkdir()
     side = sam.image_encoder.img_size
     dataset = PromptedImages(samples, side, PROMPTS_PER_IMAGE, with_targets=False, with_masks=True)
     batch_size = batch_size or default_batch_size(side, device)
     loader = make_loader(dataset, side, batch_size, num_workers, pin_memory=device.type == "cuda")
+    trial_ious: dict[int, Sequence[float]] = {}
 
     def finish(prediction: Prediction) -> dict:
         sample = samples[prediction.row]
         mask_name = f"{_unique_name(prediction.row, sample)}.png"
         (masks_folder / mask_name).write_bytes(imaging.encode_png(prediction.mask))
+        if prediction.trial_ious:
+            trial_ious[prediction.row] = prediction.trial_ious
+        truth_area = "" if prediction.truth is None else int(np.count_nonzero(prediction.truth))
         return {"row": prediction.row, "class_name": names[prediction.row], "image": sample.image_text,
                 "label": sample.label_text, **score(prediction.mask, prediction.truth),
                 "predicted_iou": round(prediction.predicted_iou, 6),
                 "mask_area": int(np.count_nonzero(prediction.mask)),
-                "truth_area": "" if prediction.truth is None else int(np.count_nonzero(prediction.truth)),
+                "truth_area": truth_area, "size": "" if truth_area == "" else size_of(truth_area),
                 "mask": f"{contracts.PREDICTED_MASKS_FOLDER}/{mask_name}", "picture": ""}
 
-    predictions = predict(sam, batches(loader), device, contextlib.nullcontext())
+    predictions = predict(sam, batches(loader), device, contextlib.nullcontext(), trials=trials)
     try:
-        rows = list(tqdm(_in_threads(finish, predictions), "predicting", len(samples), unit="mask", disable=None))
+        rows = list(tqdm(map_in_threads(finish, predictions), "predicting", len(samples), unit="mask", disable=None))
     except torch.cuda.OutOfMemoryError as error:
         raise UserError(f"out of GPU memory with {batch_size} images of {side} px together; "
                         "give a smaller --batch_size") from error
     results = pd.DataFrame(rows).sort_values("row").reset_index(drop=True)
-    return results[list(contracts.RESULT_COLUMNS)]
+    return results[list(contracts.RESULT_COLUMNS)], trial_ious
 
 
 def default_batch_size(side: int, device: torch.device) -> int:
@@ -185,19 +251,7 @@ def _unique_name(row: int, sample: Sample) -> str:
     return f"{row + 1:05d}_{stem}"
 
 
-def _in_threads(function: Callable, items: Iterable) -> Iterator:
-    """`function` of each item, in order, by a few threads; no more than a few results wait in memory."""
-    with ThreadPoolExecutor(WRITING_THREADS) as pool:
-        waiting = deque()
-        for item in items:
-            waiting.append(pool.submit(function, item))
-            if len(waiting) > 2 * WRITING_THREADS:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-
-
-# ---- classes ----------------------------------------------------------------------------------------------
+# ---- classes and photos --------------------------------------------------------------------------------------
 
 def class_names(samples: Sequence[Sample]) -> list[str]:
     """The class of each sample: from the class folder its mask (without one, its image) lies in.
@@ -207,9 +261,7 @@ def class_names(samples: Sequence[Sample]) -> list[str]:
     names_of_root: dict[Path, dict[str, str]] = {}
     found = []
     for sample in samples:
-        path = (sample.label or sample.image).absolute()
-        folder = next((parent for parent in path.parents
-                       if parent.name.startswith(contracts.CLASS_FOLDER_PREFIX)), None)
+        folder = _class_folder(sample)
         if folder is None:
             found.append(NO_CLASS)
             continue
@@ -218,6 +270,47 @@ def class_names(samples: Sequence[Sample]) -> list[str]:
         slug = re.sub(r"^\d+_(?=.)", "", folder.name.removeprefix(contracts.CLASS_FOLDER_PREFIX))
         found.append(names_of_root[folder.parent].get(folder.name) or slug or NO_CLASS)
     return found
+
+
+def source_photos(samples: Sequence[Sample]) -> list[str]:
+    """What tells the photo of each sample apart, copies of one photo counted as one, as when the tables were split.
+
+    From the manifest beside the class folders; where that does not know a sample, from its name in the class folder;
+    elsewhere the image itself.
+    """
+    manifests: dict[Path, dict[str, dict[str, str]]] = {}
+    groups, contents = [], []
+    for sample in samples:
+        folder, image, label = _class_folder(sample), sample.image.absolute(), sample.label or sample.image
+        if folder is None:
+            groups.append(str(image))
+            contents.append(groups[-1])
+            continue
+        root = folder.parent
+        if root not in manifests:
+            manifests[root] = _manifest_rows(root)
+        rows = [manifests[root].get(path.absolute().relative_to(root).as_posix()) for path in (label, image)
+                if path.absolute().is_relative_to(root)]
+        row = next((row for row in rows if row), {})
+        photo = row.get("source_image") or photo_stem(image.name, label.name)
+        groups.append(f"{root}/{source_group(photo)}")
+        contents.append(row.get("source_digest") or groups[-1])
+    return merge_groups(groups, contents)
+
+
+def _class_folder(sample: Sample) -> Path | None:
+    """The class folder that a sample's mask (without one, its image) lies in."""
+    path = (sample.label or sample.image).absolute()
+    return next((parent for parent in path.parents if parent.name.startswith(contracts.CLASS_FOLDER_PREFIX)), None)
+
+
+def _manifest_rows(root: Path) -> dict[str, dict[str, str]]:
+    """Path of a mask or image below `root` -> its row of the manifest; empty without one that names photos."""
+    manifest = root / contracts.MANIFEST_FILE
+    if not manifest.is_file():
+        return {}
+    rows = contracts.read_table(manifest, ("mask_path",), "the converter").to_dict("records")
+    return ({row["image_path"]: row for row in rows if "image_path" in row} | {row["mask_path"]: row for row in rows})
 
 
 def _true_class_names(root: Path) -> dict[str, str]:
@@ -236,102 +329,69 @@ def _true_class_names(root: Path) -> dict[str, str]:
     return {}
 
 
-# ---- summary and comparison ---------------------------------------------------------------------------------
+# ---- summaries ----------------------------------------------------------------------------------------------
 
 def summarise(results: pd.DataFrame) -> pd.DataFrame:
     """SUMMARY_COLUMNS for each class, then all classes by object (n objects) and by class (n classes)."""
-    def row(name: str, part: pd.DataFrame) -> dict:
-        iou = part["iou"].astype(float)
-        return {"class_name": name, "n": len(part), "mean_iou": iou.mean(), "median_iou": iou.median(),
-                "p5_iou": iou.quantile(0.05), "mean_dice": part["dice"].astype(float).mean(),
-                "mean_boundary_iou": part["boundary_iou"].astype(float).mean(),
-                "share_below_0.5": (iou < POOR_IOU).mean()}
-    classes = pd.DataFrame([row(name, part) for name, part in results.groupby("class_name", sort=True)])
+    classes = pd.DataFrame([{"class_name": name, **_figures_of(part)}
+                            for name, part in results.groupby("class_name", sort=True)])
+    by_object = {"class_name": contracts.BY_OBJECT, **_figures_of(results)}
     by_class = {"class_name": contracts.BY_CLASS, "n": len(classes), **classes.drop(columns=["class_name", "n"]).mean()}
-    rows = [*classes.to_dict("records"), row(contracts.BY_OBJECT, results), by_class]
-    return pd.DataFrame(rows, columns=contracts.SUMMARY_COLUMNS).round(6)
+    return pd.DataFrame([*classes.to_dict("records"), by_object, by_class], columns=contracts.SUMMARY_COLUMNS).round(6)
 
 
-def read_other_results(path: str | Path, samples: Sequence[Sample], test_csv: str | Path) -> np.ndarray:
-    """The IoU that another run's results table has for each labelled sample, in the samples' order.
+def summarise_sizes(results: pd.DataFrame) -> pd.DataFrame:
+    """SIZE_SUMMARY_COLUMNS for small, medium and large objects; all but n is empty for a size that no object has.
 
-    Raises UserError unless that table scored exactly these pairs of image and label.
+    A table of its own, for the summary by class holds classes and two rows of all of them, and a class may be called
+    large.
     """
-    made_by = "run_base_sam_inference.py or run_inference.py"
-    table = contracts.read_table(path, ("image", "label", "iou"), made_by)
-    table = table[table["label"] != ""]
-    theirs = dict(zip(_keys(zip(table["image"], table["label"])), table["iou"]))
-    ours = _keys((sample.image_text, sample.label_text) for sample in samples if sample.label is not None)
-    if not ours:
-        raise UserError(f"{test_csv}: no row has a label, so there is nothing to compare with {path}")
-    only_ours, only_theirs = [key for key in ours if key not in theirs], theirs.keys() - set(ours)
-    if only_ours or only_theirs:
-        example = only_ours[0][0] if only_ours else min(only_theirs)[0]
-        raise UserError(f"{path}: scored other samples than {test_csv} has ({len(only_ours)} only in {test_csv}, "
-                        f"{len(only_theirs)} only in {path}, e.g. {example}); run both models on the same table")
-    iou = pd.to_numeric(pd.Series([theirs[key] for key in ours]), errors="coerce").to_numpy()
-    if not np.all((iou >= 0) & (iou <= 1)):
-        raise UserError(f"{path}: column iou holds values that are no IoU; make it with {made_by}")
-    return iou
+    rows = []
+    for size, (low, high) in contracts.SIZES.items():
+        pixels = f"under {high}" if low == 0 else f"{low} and more" if high is None else f"{low} to {high - 1}"
+        rows.append({"size": size, "pixels": pixels, **_figures_of(results[results["size"] == size])})
+    return pd.DataFrame(rows, columns=contracts.SIZE_SUMMARY_COLUMNS).round(6)
 
 
-def _keys(pairs: Iterable[tuple[str, str]]) -> list[tuple[str, str, int]]:
-    """Image, label and a count, which tells rows apart that differ in their points only."""
-    seen: dict[tuple[str, str], int] = {}
-    keys = []
-    for pair in pairs:
-        seen[pair] = seen.get(pair, 0) + 1
-        keys.append((*pair, seen[pair]))
-    return keys
+def size_of(area: int) -> str:
+    """COCO's word for an object of `area` pixels. Crops are cut unscaled, so that is its size in the photo too."""
+    return next(size for size, (low, high) in contracts.SIZES.items() if area >= low and (high is None or area < high))
 
 
-def compare(names: Sequence[str], base: np.ndarray, tuned: np.ndarray, seed: int) -> pd.DataFrame:
-    """COMPARISON_COLUMNS for each class, then all by object and by class; `base` and `tuned` are paired IoUs.
-
-    The 95 % interval of the mean difference is a percentile bootstrap over objects (over the objects of each class for
-    the mean over classes); empty where there is one object only.
-    """
-    rng = np.random.default_rng(seed)
-    names, difference = np.asarray(names), tuned - base
-    places = {str(name): np.flatnonzero(names == name) for name in sorted(set(names.tolist()))}
-    draws = {name: _bootstrap_means(difference[place], rng) for name, place in places.items()}
-
-    def row(name: str, place: np.ndarray, means: np.ndarray) -> dict:
-        low, high = np.percentile(means, (2.5, 97.5)) if len(place) > 1 else (np.nan, np.nan)
-        return {"class_name": name, "n": len(place), "base_iou": base[place].mean(), "tuned_iou": tuned[place].mean(),
-                "mean_difference": difference[place].mean(), "ci95_low": low, "ci95_high": high,
-                "wins": int((difference[place] > 0).sum()), "losses": int((difference[place] < 0).sum())}
-
-    rows = [row(name, place, draws[name]) for name, place in places.items()]
-    everything = np.arange(len(names))
-    by_object = row(contracts.BY_OBJECT, everything, _bootstrap_means(difference, rng))
-    by_class = row(contracts.BY_CLASS, everything, np.mean(list(draws.values()), axis=0))
-    by_class |= {"n": len(rows)} | {column: np.mean([entry[column] for entry in rows])
-                                    for column in ("base_iou", "tuned_iou", "mean_difference")}
-    return pd.DataFrame([*rows, by_object, by_class], columns=contracts.COMPARISON_COLUMNS).round(6)
+def _figures_of(part: pd.DataFrame) -> dict[str, float]:
+    """What both summaries say of some samples."""
+    iou = part["iou"].astype(float)
+    return {"n": len(part), "mean_iou": iou.mean(), "median_iou": iou.median(), "p5_iou": iou.quantile(0.05),
+            "mean_dice": part["dice"].astype(float).mean(),
+            "mean_boundary_iou": part["boundary_iou"].astype(float).mean(),
+            "share_below_0.5": (iou < POOR_IOU).mean()}
 
 
-def _bootstrap_means(values: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Means of BOOTSTRAP_DRAWS resamples with replacement, a few at a time to bound memory."""
-    step = max(1, 1_000_000 // len(values))
-    return np.concatenate([values[rng.integers(0, len(values), (min(step, BOOTSTRAP_DRAWS - start), len(values)))]
-                           .mean(axis=1) for start in range(0, BOOTSTRAP_DRAWS, step)])
+def trials_table(results: pd.DataFrame, trial_ious: Mapping[int, Sequence[float]]) -> pd.DataFrame:
+    """PROMPT_TRIALS_COLUMNS of the rows that were tried; the spread is empty where there is one trial only."""
+    rows = sorted(trial_ious)
+    ious = np.array([trial_ious[row] for row in rows])                            # (samples, trials)
+    spread = ious.std(axis=1, ddof=1) if ious.shape[1] > 1 else np.full(len(ious), np.nan)
+    table = results.loc[rows, ["class_name", "image", "label", "iou"]].reset_index(drop=True)
+    return table.assign(trials=ious.shape[1], mean_iou=ious.mean(axis=1).round(6), std_iou=spread.round(6),
+                        min_iou=ious.min(axis=1).round(6), max_iou=ious.max(axis=1).round(6))
 
 
-def verdict(comparison: pd.DataFrame) -> str:
-    """One plain sentence about the row of all objects."""
-    row = comparison.loc[comparison["class_name"] == contracts.BY_OBJECT].to_dict("records")[0]
-    scores = (f"mean IoU {row['tuned_iou']:.3f} tuned against {row['base_iou']:.3f} base "
-              f"on the same {row['n']} objects, {row['mean_difference']:+.3f}")
-    if row["n"] < 2:
-        return f"One object is too few to tell base and tuned apart: {scores}."
-    scores += (f" (95 % interval {row['ci95_low']:+.3f} to {row['ci95_high']:+.3f}), "
-               f"better on {row['wins']} and worse on {row['losses']}.")
-    if row["ci95_low"] > 0:
-        return f"The tuned model is better than the base model: {scores}"
-    if row["ci95_high"] < 0:
-        return f"The tuned model is WORSE than the base model: {scores}"
-    return f"No clear difference between the tuned and the base model: {scores}"
+def trials_sentence(results: pd.DataFrame, trial_ious: Mapping[int, Sequence[float]]) -> str:
+    """What other clicks change, in one plain sentence."""
+    if not trial_ious:
+        return "No row has both a mask and foreground points, so no other points were tried."
+    rows = sorted(trial_ious)
+    own = results.loc[rows, "iou"].astype(float).mean()
+    ious = np.array([trial_ious[row] for row in rows])
+    count = ious.shape[1]
+    text = (f"With {count} other random set{'s' * (count > 1)} of points in each mask, mean IoU is {ious.mean():.3f} "
+            f"against {own:.3f} with the table's own points ({ious.mean() - own:+.3f}) on {len(rows)} "
+            f"object{'s' * (len(rows) > 1)}")
+    if count > 1:
+        text += (f"; from set to set the mean varies by {ious.mean(axis=0).std(ddof=1):.3f} and one object's IoU by "
+                 f"{ious.std(axis=1, ddof=1).mean():.3f} (standard deviations)")
+    return text + "."
 
 
 def as_text(table: pd.DataFrame) -> str:
@@ -388,7 +448,7 @@ def _draw(results: pd.DataFrame, samples: Sequence[Sample], folder: Path, count:
         return row, figures.sheet_cell(example, " · ".join([names[row], *scores[:1], f"no. {row + 1}"]))
 
     wanted = sorted({row for _, rows in sections for row in rows})
-    cells = dict(tqdm(_in_threads(draw, wanted), "drawing", len(wanted), unit="picture", disable=None))
+    cells = dict(tqdm(map_in_threads(draw, wanted), "drawing", len(wanted), unit="picture", disable=None))
     if ranked:
         title += f", mean IoU {iou.mean():.3f} over {len(ranked)} objects"
     sheet = figures.contact_sheet(title, [(heading, [cells[row] for row in rows]) for heading, rows in sections])
@@ -398,37 +458,3 @@ def _draw(results: pd.DataFrame, samples: Sequence[Sample], folder: Path, count:
 
 def _picture_name(row: int, sample: Sample) -> str:
     return f"{contracts.SAMPLES_FOLDER}/{_unique_name(row, sample)}.jpg"
-
-
-# ---- one image ----------------------------------------------------------------------------------------------
-
-def predict_image(load_model: Callable[[], Sam], image: str | Path, points: Sequence[tuple[float, float]] | None,
-                  point_labels: Sequence[int] | None, box: tuple[float, float, float, float] | None,
-                  output_dir: str | Path, device: torch.device, overwrite: bool) -> Prediction:
-    """Predict one image from its prompt (xy pixels), without ground truth; writes its mask and an overlay picture.
-
-    `point_labels` None takes every point for foreground.
-    """
-    points = points or ()
-    point_labels = [1] * len(points) if point_labels is None else point_labels
-    sample = Sample(Path(image), None, tuple(points), tuple(point_labels), box, str(image), "")
-    problem = sample_problem(sample, {}, need_labels=False)
-    if problem:
-        raise UserError(problem)
-    folder = Path(output_dir)
-    mask_path = folder / contracts.single_mask(sample.image.stem)
-    overlay_path = folder / contracts.single_overlay(sample.image.stem)
-    refuse_existing([mask_path, overlay_path], overwrite)
-    sam = load_model()
-    side = sam.image_encoder.img_size
-    dataset = PromptedImages([sample], side, 1, with_targets=False, with_masks=False)
-    loader = make_loader(dataset, side, 1, 0, pin_memory=False)
-    prediction = next(predict(sam, batches(loader), device, contextlib.nullcontext()))
-    picture = figures.overlay(figures.Example(imaging.load_image(image), sample.points, sample.point_labels, box,
-                                              prediction.mask, None))
-    imaging.write_png(mask_path, prediction.mask)
-    imaging.write_jpeg(overlay_path, picture)
-    area = np.count_nonzero(prediction.mask)
-    print(f"{mask_path} and {overlay_path}: mask of {area} px ({area / prediction.mask.size:.1%} of the image), "
-          f"predicted IoU {prediction.predicted_iou:.2f}")
-    return prediction

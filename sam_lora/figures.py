@@ -1,13 +1,13 @@
-"""Pictures that explain a result: panels, the contact sheet, one picture's overlay, the training curves.
+"""Pictures that explain a result: panels, sheets, one picture's overlay, the training curves, base against tuned.
 
-Pictures are (H, W, 3) uint8 RGB. They are drawn with OpenCV, text with Pillow; only the training curves need
-matplotlib, and that never opens a window. Three colours of Okabe and Ito's palette, apart in hue and in brightness,
+Pictures are (H, W, 3) uint8 RGB. They are drawn with OpenCV, text with Pillow; only the two plots need matplotlib, and
+that never opens a window. Three colours of Okabe and Ito's palette, apart in hue and in brightness,
 tell right, too much and missed apart for colour-blind people and on a grey printout.
 """
 
 import importlib.util
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 RIGHT, TOO_MUCH, MISSED = (86, 180, 233), (213, 94, 0), (240, 228, 66)  # sky blue, vermilion, yellow
 LEGEND = ((RIGHT, "right"), (TOO_MUCH, "too much"), (MISSED, "missed"))
+OBJECT_COLOURS = ((230, 159, 0), (86, 180, 233), (0, 158, 115), (240, 228, 66), (0, 114, 178), (213, 94, 0),
+                  (204, 121, 167))  # Okabe and Ito's, without black
 BACKGROUND, INK, GREY = (250, 250, 250), (20, 20, 20), (105, 105, 105)
 OPACITY, DIM = 0.6, 0.8  # of the colours; of the grey picture under them
 
@@ -35,6 +37,8 @@ SHEET_TILE, SHEET_COLUMNS = (168, 200), 3        # most (w, h)
 SHEET_CELL = 3 * SHEET_TILE[0] + 2 * GAP         # width
 CROP_TILE, CROP_COLUMNS = (200, 150), 6          # (w, h)
 SHEET_AREA = 168 * 132
+CHANGE_CELL, CHANGE_HEIGHT = 968, 280            # width; most height of a tile
+CHANGE_AREA = 236 * 177
 
 
 @dataclass(frozen=True)
@@ -52,11 +56,15 @@ class Example:
 # ---- whole pictures ---------------------------------------------------------------------------------------
 
 def panel(example: Example, heading: str, subheading: str) -> np.ndarray:
-    """Image with its prompt, prediction and ground truth (where there is one) side by side, with a legend."""
+    """Image with its prompt, prediction and ground truth (where there is one) side by side, with a legend.
+
+    Very wide ones below each other.
+    """
     tiles = _tiles(_Scaled(example, _scale_to_area(example, PANEL_AREA, PANEL_LONGEST)))
     titles = ("image and prompt", "prediction", "ground truth")
-    row = _beside([_stack([_text(title, max(NARROWEST_TILE, tile.shape[1]), 15, GREY), tile])
-                   for title, tile in zip(titles, tiles)])
+    titled = [_stack([_text(title, max(NARROWEST_TILE, tile.shape[1]), 15, GREY), tile])
+              for title, tile in zip(titles, tiles)]
+    row = (_stack if _is_wide(example) else _beside)(titled)
     width = max(row.shape[1], NARROWEST_PANEL)
     parts = [_text(heading, width, 17, INK), _text(subheading, width, 13, GREY), row]
     if example.truth is not None:
@@ -79,12 +87,36 @@ def contact_sheet(title: str, sections: Sequence[tuple[str, Sequence[np.ndarray]
 def sheet_cell(example: Example, caption: str) -> np.ndarray:
     """One example of a contact sheet: its tiles, small, under one line of text; very wide ones below each other."""
     height, width = example.image.shape[:2]
-    if width > 2.5 * height:
+    if _is_wide(example):
         tiles = _tiles(_Scaled(example, min(_scale_to_area(example, SHEET_AREA, SHEET_CELL), SHEET_CELL / width)))
         return _stack([_text(caption, SHEET_CELL, 14, INK), *(_stack([tile, _blank(3, 1)]) for tile in tiles)])
     scale = min(_scale_to_area(example, SHEET_AREA, SHEET_CELL), SHEET_TILE[0] / width, SHEET_TILE[1] / height)
     tiles = _tiles(_Scaled(example, scale))
     return _stack([_text(caption, SHEET_CELL, 14, INK), _beside([_widened(tile, SHEET_TILE[0]) for tile in tiles])])
+
+
+def change_sheet(title: str, cells: Sequence[np.ndarray]) -> np.ndarray:
+    """Objects that one model sees otherwise than the other. `cells`: what `change_cell` made."""
+    return _framed(_stack([_text(title, CHANGE_CELL, 22, INK), _legend(CHANGE_CELL),
+                           *(_stack([_blank(GAP, CHANGE_CELL), cell]) for cell in cells)]))
+
+
+def change_cell(base: Example, tuned: Example, heading: str, subheading: str) -> np.ndarray:
+    """One object of a change sheet: image and prompt, what either model predicts, ground truth; each under its name.
+
+    Both have the same image and truth. Of very wide pictures two stand side by side.
+    """
+    height, width = base.image.shape[:2]
+    columns = 2 if _is_wide(base) else 4
+    tile_width = (CHANGE_CELL - (columns - 1) * GAP) // columns
+    scale = min(_scale_to_area(base, CHANGE_AREA * 4 // columns, CHANGE_CELL), CHANGE_HEIGHT / height,
+                tile_width / width)
+    prompt, before, truth = _tiles(_Scaled(base, scale))
+    after = _tiles(_Scaled(tuned, scale))[1]
+    titled = [_stack([_text(title, tile_width, 13, GREY), tile]) for title, tile in
+              (("image and prompt", prompt), ("base", before), ("tuned", after), ("ground truth", truth))]
+    return _stack([_text(heading, CHANGE_CELL, 15, INK), _text(subheading, CHANGE_CELL, 12, GREY),
+                   *(_beside(titled[start:start + columns]) for start in range(0, 4, columns))])
 
 
 def crop_sheet(title: str, cells: Sequence[np.ndarray]) -> np.ndarray:
@@ -117,6 +149,26 @@ def overlay(example: Example) -> np.ndarray:
     return scaled.with_prompt(scaled.tinted([(example.predicted, RIGHT)], outline=example.predicted, grey=False))
 
 
+def numbered_overlay(examples: Iterable[Example]) -> np.ndarray:
+    """One image with the prompts and predicted masks of several objects, numbered from 1 in different colours.
+
+    The `examples` share their image; each is drawn before the next is asked for.
+    """
+    picture, chips = None, []
+    for number, example in enumerate(examples, start=1):
+        scaled = _Scaled(example, _scale_to_area(example, OVERLAY_AREA, OVERLAY_LONGEST), picture)
+        colour = OBJECT_COLOURS[(number - 1) % len(OBJECT_COLOURS)]
+        tinted = scaled.tinted([(example.predicted, colour)], outline=example.predicted, grey=False)
+        picture = scaled.with_prompt(tinted)
+        chips.append((scaled.middle(), _chip(str(number), colour)))
+    for (x, y), chip in chips:  # last, so that no mask covers one
+        height, width = np.minimum(chip.shape[:2], picture.shape[:2]).tolist()
+        left = min(max(x - width // 2, 0), picture.shape[1] - width)
+        top = min(max(y - height // 2, 0), picture.shape[0] - height)
+        picture[top:top + height, left:left + width] = chip[:height, :width]
+    return picture
+
+
 # ---- tiles ------------------------------------------------------------------------------------------------
 
 def _tiles(scaled: "_Scaled") -> list[np.ndarray]:
@@ -128,6 +180,11 @@ def _tiles(scaled: "_Scaled") -> list[np.ndarray]:
     return [*tiles, scaled.tinted(areas, outline=predicted), scaled.tinted([(truth, RIGHT)], outline=truth)]
 
 
+def _is_wide(example: Example) -> bool:
+    height, width = example.image.shape[:2]
+    return width > 2.5 * height
+
+
 def _scale_to_area(example: Example, area: int, longest: int) -> float:
     """The factor that gives about `area` pixels, with no side above `longest`."""
     height, width = example.image.shape[:2]
@@ -137,13 +194,15 @@ def _scale_to_area(example: Example, area: int, longest: int) -> float:
 class _Scaled:
     """An example at tile size."""
 
-    def __init__(self, example: Example, scale: float) -> None:
+    def __init__(self, example: Example, scale: float, image: np.ndarray | None = None) -> None:
         height, width = example.image.shape[:2]
         self.scale = scale
         self.size = (max(1, round(width * scale)), max(1, round(height * scale)))  # (w, h), as cv2 has it
         self.example = example
-        self.image = cv2.resize(example.image, self.size,
-                                interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC)
+        self.image = image  # already of that size
+        if image is None:
+            self.image = cv2.resize(example.image, self.size,
+                                    interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC)
 
     def coverage(self, mask: np.ndarray) -> np.ndarray:
         """(h, w) float32: the share of each tile pixel that the mask covers, so that a thin object stays visible."""
@@ -156,13 +215,15 @@ class _Scaled:
 
         In dim `grey` the colours mean one thing only.
         """
-        blend = self.image.astype(np.float32)
         if grey:
-            blend = np.repeat(cv2.cvtColor(blend, cv2.COLOR_RGB2GRAY)[..., None], 3, axis=2) * DIM
-        for mask, colour in areas:
-            weight = (OPACITY * self.coverage(mask))[..., None]
-            blend += weight * (np.float32(colour) - blend)
-        picture = blend.round().astype(np.uint8)
+            channels = [DIM * cv2.cvtColor(self.image, cv2.COLOR_RGB2GRAY).astype(np.float32)] * 3
+        else:
+            channels = cv2.split(self.image.astype(np.float32))
+        for mask, colour in areas:  # channel by channel: numpy is slow where the last axis has three values
+            weight = np.float32(OPACITY) * self.coverage(mask)
+            rest = 1 - weight
+            channels = [rest * channel + weight * np.float32(value) for channel, value in zip(channels, colour)]
+        picture = cv2.convertScaleAbs(cv2.merge(channels))
         around = cv2.dilate((self.coverage(outline) > 0.5).astype(np.uint8), np.ones((3, 3), np.uint8))
         contours, _ = cv2.findContours(around, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
         return cv2.drawContours(picture, contours, -1, (255, 255, 255), 1, cv2.LINE_AA)
@@ -184,6 +245,15 @@ class _Scaled:
             if label:
                 cv2.line(picture, (x, y - arm), (x, y + arm), ink, 1 + radius // 6)
         return picture
+
+    def middle(self) -> tuple[int, int]:
+        """The pixel deepest inside the predicted mask; of an empty one its first point, or its box's middle."""
+        coverage = self.coverage(self.example.predicted)
+        if coverage.any():
+            inside = np.pad((coverage > 0.5 * coverage.max()).astype(np.uint8), 1)
+            return cv2.minMaxLoc(cv2.distanceTransform(inside, cv2.DIST_L2, 3)[1:-1, 1:-1])[3]
+        box = self.example.box
+        return self._pixel(self.example.points[0] if self.example.points else np.reshape(box, (2, 2)).mean(axis=0))
 
     def _pixel(self, point: Sequence[float]) -> tuple[int, int]:
         return (round((point[0] + 0.5) * self.scale - 0.5), round((point[1] + 0.5) * self.scale - 0.5))
@@ -213,6 +283,15 @@ def _text(text: str, width: int, size: int, colour: tuple[int, int, int]) -> np.
     strip = Image.new("RGB", (width, round(size * 1.5)), BACKGROUND)
     ImageDraw.Draw(strip).text((0, round(size * 0.1)), text, colour, font)
     return np.array(strip)
+
+
+def _chip(text: str, colour: tuple[int, int, int]) -> np.ndarray:
+    """A small plate with a word, dark on bright colours and white on dark ones."""
+    font = _font(15)
+    plate = Image.new("RGB", (round(font.getlength(text)) + 8, 20), colour)
+    bright = np.dot(colour, (0.3, 0.6, 0.1)) > 115
+    ImageDraw.Draw(plate).text((4, 1), text, INK if bright else (255, 255, 255), font)
+    return cv2.copyMakeBorder(np.array(plate), 1, 1, 1, 1, cv2.BORDER_CONSTANT, value=INK)
 
 
 def _legend(width: int, lead: str = "") -> np.ndarray:
@@ -253,7 +332,7 @@ def _framed(picture: np.ndarray) -> np.ndarray:
     return cv2.copyMakeBorder(picture, GAP, GAP, GAP, GAP, cv2.BORDER_CONSTANT, value=BACKGROUND)
 
 
-# ---- training curves --------------------------------------------------------------------------------------
+# ---- plots ------------------------------------------------------------------------------------------------
 
 def training_curves(log: "pd.DataFrame", path: str | Path) -> None:
     """Loss, IoU and learning rate by epoch, as one PNG. `log`: training_log.csv; its epoch 0 is the untuned model."""
@@ -288,5 +367,46 @@ def training_curves(log: "pd.DataFrame", path: str | Path) -> None:
         axes.grid(alpha=0.3)
         if axes.get_legend_handles_labels()[0]:
             axes.legend(fontsize=8)
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, dpi=110)
+
+
+def comparison_plot(base: np.ndarray, tuned: np.ndarray, mean: float, interval: tuple[float, float],
+                    path: str | Path) -> None:
+    """Paired IoUs against each other, and their differences with mean and 95 % interval (NaN: none), as one PNG."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    figure = Figure(figsize=(11, 5), layout="constrained")
+    FigureCanvasAgg(figure)
+    scatter, histogram = figure.subplots(1, 2)
+    difference = tuned - base
+    blue, orange = (0, 114 / 255, 178 / 255), (213 / 255, 94 / 255, 0)
+    size, alpha = (28, 0.7) if len(base) < 500 else (8, 0.35)
+    for chosen, colour, marker, name in ((difference > 0, blue, "o", "tuned is better"),
+                                         (difference < 0, orange, "s", "base is better"),
+                                         (difference == 0, "grey", "d", "the same")):
+        if chosen.any():
+            scatter.scatter(base[chosen], tuned[chosen], size, color=colour, alpha=alpha, marker=marker, linewidths=0,
+                            label=f"{name}: {int(chosen.sum())}")
+    scatter.plot([0, 1], [0, 1], color="grey", linewidth=1)
+    scatter.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect="equal", xlabel="IoU of the base model",
+                ylabel="IoU of the tuned model", title="each object")
+    scatter.legend(fontsize=9, loc="lower right")
+    reach = max(0.05, float(np.abs(difference).max()))
+    edges = np.linspace(-reach, reach, 42)  # 41 bins: no edge at 0
+    histogram.hist(difference[difference > edges[21]], edges, color=blue, alpha=0.7)
+    histogram.hist(difference[difference < edges[20]], edges, color=orange, alpha=0.7)
+    histogram.hist(difference[(difference >= edges[20]) & (difference <= edges[21])], edges, color="grey", alpha=0.7)
+    histogram.axvline(0, color="grey", linewidth=1)
+    text = f"mean {mean:+.3f}"
+    if np.isfinite(interval).all():
+        histogram.axvspan(*interval, color="black", alpha=0.15, label=f"95 % interval {interval[0]:+.3f} to "
+                                                                      f"{interval[1]:+.3f}")
+    histogram.axvline(mean, color="black", linestyle="--", label=text)
+    histogram.set(xlabel="IoU tuned - IoU base", ylabel="objects", title="differences")
+    histogram.legend(fontsize=9, loc="upper left")
+    for axes in (scatter, histogram):
+        axes.grid(alpha=0.3)
+        axes.set_axisbelow(True)
     with atomic_path(path) as temporary:
         figure.savefig(temporary, dpi=110)

@@ -25,6 +25,7 @@ _FAR = 1e7                     # vertices further out are drawn in to here: int3
 _MAX_RLE_PIXELS = 2**28
 _MANY_POINTS = 5000
 _MAX_TANGLE = 1e11             # some 20 seconds
+_SPECKS, _MAX_RINGS, _FAITHFUL = 0.01, 500, 0.97  # of a mask as a polygon
 
 
 # ---- polygons ---------------------------------------------------------------------------------------------
@@ -110,6 +111,58 @@ def box_polygon(xyxy: Sequence[float]) -> np.ndarray:
     """The four corners of a box, (4, 2) float xy."""
     x0, y0, x1, y1 = xyxy
     return np.array([(x0, y0), (x1, y0), (x1, y1), (x0, y1)], dtype=np.float64)
+
+
+def mask_to_polygon(mask: np.ndarray) -> np.ndarray:
+    """A mask's outline as one polygon, (N, 2) float64 xy at the pixels' outer edges; N is 0 for an empty mask.
+
+    Parts and holes hang together by seams there and back, which the even-odd rule does not see, so that
+    `polygons_to_mask` draws them all. Lost are the smallest parts and holes, together 1 % of the mask (of noise all but
+    the 500 largest), and detail of up to a pixel where the polygon still covers the mask with an IoU of 0.97.
+    """
+    found = tighten(mask)
+    if found is None:
+        return np.zeros((0, 2))
+    cut, (x0, y0, *_) = found
+    doubled = np.pad(cut.astype(np.uint8).repeat(2, axis=0).repeat(2, axis=1), 2)
+    # OpenCV follows the middles of pixels; in the doubled mask the half pixel it is on tells which edge is next to it
+    contours = [(contour - 2 + (contour & 1)) // 2 for contour in
+                cv2.findContours(doubled, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)[0]]
+    areas = np.array([cv2.contourArea(contour) for contour in contours])
+    order = areas.argsort(kind="stable")
+    order = order[areas[order].cumsum() > _SPECKS * np.count_nonzero(cut)][:-_MAX_RINGS - 1:-1]
+    for tolerance in (1.0, 0.72, 0.0):  # 0.72 makes stairs straight
+        rings = [cv2.approxPolyDP(contours[place], tolerance, True)[:, 0] for place in order]
+        polygon = _joined([ring for ring in rings if len(ring) >= 3])
+        if len(polygon) and _covers(polygon, cut):
+            break
+    return polygon + np.array([x0, y0])
+
+
+def _covers(polygon: np.ndarray, mask: np.ndarray) -> bool:
+    try:
+        drawn = polygons_to_mask([polygon], mask.shape[::-1])
+    except ValueError:  # noise, no object
+        return False
+    if drawn is None:
+        return False
+    covered = paste(*drawn, (0, 0, *mask.shape[::-1]))
+    return np.count_nonzero(covered & mask) >= _FAITHFUL * np.count_nonzero(covered | mask)
+
+
+def _joined(rings: Sequence[np.ndarray]) -> np.ndarray:
+    """Rings, (N, 2) each, as one: each hangs on those before it by a seam between vertices close to one another."""
+    joined = np.concatenate([*rings[:1], np.zeros((0, 2))])
+    for ring in rings[1:]:
+        there = _nearest(joined, ring[0])
+        here = _nearest(ring, joined[there])
+        there = _nearest(joined, ring[here])
+        joined = np.concatenate([joined[:there + 1], ring[here:], ring[:here + 1], joined[there:]])
+    return joined
+
+
+def _nearest(points: np.ndarray, point: np.ndarray) -> int:
+    return int(np.square(points - point).sum(axis=1).argmin())
 
 
 # ---- RLE --------------------------------------------------------------------------------------------------

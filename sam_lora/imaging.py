@@ -220,6 +220,11 @@ def encode_png(array: np.ndarray) -> bytes:
     return _encode(".png", array, MASK_PNG if array.dtype == bool else FAST_PNG)
 
 
+def encode_jpeg(array: np.ndarray, quality: int = 92) -> bytes:
+    """`array`: (H, W) or (H, W, 3) uint8 RGB."""
+    return _encode(".jpg", array, (cv2.IMWRITE_JPEG_QUALITY, quality))
+
+
 def write_png(path: str | Path, array: np.ndarray) -> None:
     """Write a PNG atomically. `array` as in `encode_png`."""
     with atomic_path(path) as temporary:
@@ -229,7 +234,7 @@ def write_png(path: str | Path, array: np.ndarray) -> None:
 def write_jpeg(path: str | Path, array: np.ndarray, quality: int = 92) -> None:
     """Write a JPEG atomically. `array`: (H, W) or (H, W, 3) uint8 RGB."""
     with atomic_path(path) as temporary:
-        temporary.write_bytes(_encode(".jpg", array, (cv2.IMWRITE_JPEG_QUALITY, quality)))
+        temporary.write_bytes(encode_jpeg(array, quality))
 
 
 def _encode(suffix: str, array: np.ndarray, settings: tuple[int, ...]) -> bytes:

@@ -1,4 +1,4 @@
-"""Three foreground clicks from a mask, by one of two strategies.
+"""Three foreground clicks from a mask, by one of two strategies; or any clicks, at random.
 
 Every point lies inside the mask, and the three differ wherever the mask has three pixels. Where the mask is thick
 enough they keep off its boundary, for a click there says little about which side is meant. Same mask, same points.
@@ -55,6 +55,18 @@ def centre_and_farthest_points(mask: np.ndarray) -> np.ndarray:
         free[pair[:, 1], pair[:, 0]] = False
         centre = _nearest(free, centre) if free.any() else centre
     return _ordered(centre, pair) + corner
+
+
+def random_points(mask: np.ndarray, sets: int, count: int, rng: np.random.Generator) -> np.ndarray:
+    """(H, W) bool -> (sets, count, 2) int64 xy: every pixel of the mask equally likely, the points of a set distinct.
+
+    Where the mask has fewer than `count` pixels, points repeat. Raises ValueError on an empty mask.
+    """
+    pixels = np.flatnonzero(mask)
+    if not pixels.size:
+        raise ValueError("the mask is empty")
+    drawn = pixels[[rng.choice(pixels.size, count, replace=pixels.size < count) for _ in range(sets)]]
+    return np.stack([drawn % mask.shape[1], drawn // mask.shape[1]], axis=2)
 
 
 def farthest_pair(mask: np.ndarray) -> np.ndarray:

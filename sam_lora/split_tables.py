@@ -79,7 +79,7 @@ def read_class_folders(dataset_dir: str | Path, class_of_folder: Callable[[str],
     unused = {f"{name}/{contracts.IMAGES_FOLDER}/{image}" for name, (images, _) in listed.items() for image in images}
     every_image = frozenset(unused)
     row_of_mask = {row["mask_path"]: row for row in manifest}
-    row_of_photo = {_photo_stem(row["image_path"], row["mask_path"]): row for row in manifest}
+    row_of_photo = {photo_stem(row["image_path"], row["mask_path"]): row for row in manifest}
     classes = {row["mask_path"].split("/")[0]: (row["class_id"], row["class_name"]) for row in reversed(manifest)}
 
     for position, folder in enumerate(folders):
@@ -98,7 +98,7 @@ def read_class_folders(dataset_dir: str | Path, class_of_folder: Callable[[str],
                 skipped.append(Skipped((root / mask_path).as_posix(), "mask without its image"))
                 continue
             unused.discard(image_path)
-            photo = _photo_stem(image_path, mask_path)
+            photo = photo_stem(image_path, mask_path)
             origin = row or row_of_photo.get(photo)
             class_id, class_name = (row["class_id"], row["class_name"]) if row else classes[folder.name]
             pairs.append(Pair((root / image_path).as_posix(), (root / mask_path).as_posix(), class_id, class_name,
@@ -151,7 +151,7 @@ def _image_for(mask: str, images: Mapping[str, str]) -> str | None:
     return next((images[mask[:end]] for end in ends if mask[:end] in images), None)
 
 
-def _photo_stem(image_path: str, mask_path: str) -> str:
+def photo_stem(image_path: str, mask_path: str) -> str:
     """What the names say of the photo: a crop, named as its mask, is <photo>_<number>; else the image is the photo or,
     as <photo>.tile.<x0>.<y0>, a tile of it."""
     image, mask = PurePosixPath(image_path).stem, PurePosixPath(mask_path).stem

@@ -303,7 +303,8 @@ def test_rows_of_one_image_are_mirrored_together_and_half_of_the_images_are(tabl
 @given(seed=st.integers(0, 2**31))
 def test_new_points_lie_in_the_object_and_nothing_else_changes(tmp_path_factory, seed):
     folder = tmp_path_factory.mktemp("rows")
-    rows = [write_sample(folder, "wide", (128, 80), (16, 8, 64, 40)), write_sample(folder, "tiny", (12, 7), (2, 1, 9, 5))]
+    rows = [write_sample(folder, "wide", (128, 80), (16, 8, 64, 40)),
+            write_sample(folder, "tiny", (12, 7), (2, 1, 9, 5))]
     rows[0] |= {"point_labels": "[1,0]", "box": "[16,8,64,40]"}
     rows[1] |= {"points": "[[3,2],[4,2],[5,3]]", "point_labels": "[1,1,1]", "box": ""}
     table = write_rows(folder, rows)

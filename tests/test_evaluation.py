@@ -1,7 +1,8 @@
-"""Predicting a table, classes, summary, comparison, choice of pictures."""
+"""Predicting a table, classes and photos, summaries, other points, choice of pictures."""
 
 import contextlib
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -94,6 +95,105 @@ def test_losses_of_a_validation_table_come_row_by_row(mini, crops, monkeypatch):
     assert len(set(losses)) == 4 and losses == pytest.approx(alone, rel=1e-4)
 
 
+# ---- other points ---------------------------------------------------------------------------------------------
+
+def test_trials_score_each_mask_with_other_points_and_encode_no_more(mini, shared_image_samples):
+    seen = []
+    hook = mini.image_encoder.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
+    try:
+        found = predictions(mini, shared_image_samples, batch_size=2, trials=evaluation.PromptTrials(4, seed=0))
+    finally:
+        hook.remove()
+    assert seen == [2, 1]
+    plain = predictions(mini, shared_image_samples, batch_size=2)
+    for sample, prediction, alone in zip(shared_image_samples, found, plain):
+        assert (prediction.mask != alone.mask).mean() < 1e-3 and not alone.trial_ious
+        assert len(prediction.trial_ious) == (0 if sample.label is None else 4)   # the box has no label and no points
+        assert all(0 <= iou <= 1 for iou in prediction.trial_ious)
+    assert len({iou for prediction in found for iou in prediction.trial_ious}) > 8
+
+
+@pytest.mark.parametrize(("batch_size", "prompts_per_image", "prompts_per_decode"), [
+    pytest.param(1, 1, 1, id="all alone"), pytest.param(3, 64, 2, id="decoded in several calls")])
+def test_trials_do_not_depend_on_how_rows_travel(mini, shared_image_samples, monkeypatch, batch_size,
+                                                 prompts_per_image, prompts_per_decode):
+    trials = evaluation.PromptTrials(3, seed=5)
+    expected = predictions(mini, shared_image_samples, batch_size=8, trials=trials)
+    monkeypatch.setattr(evaluation, "PROMPTS_PER_DECODE", prompts_per_decode)
+    for ours, theirs in zip(predictions(mini, shared_image_samples, batch_size, prompts_per_image, trials=trials),
+                            expected):
+        assert list(ours.trial_ious) == pytest.approx(list(theirs.trial_ious), abs=0.02)
+
+
+def test_trials_equal_sam_predictor_s_with_the_same_points(mini, shared_image_samples):
+    from segment_anything import SamPredictor
+
+    from sam_lora import metrics
+    from sam_lora.prompts import random_points
+    found = predictions(mini, shared_image_samples[:2], batch_size=2, trials=evaluation.PromptTrials(3, seed=9))
+    predictor = SamPredictor(mini)
+    for row, sample in enumerate(shared_image_samples[:2]):
+        predictor.set_image(imaging.load_image(sample.image))
+        truth = imaging.load_mask(sample.label)
+        points = random_points(truth, 3, 3, np.random.default_rng((9, row)))
+        expected = [metrics.iou(predictor.predict(drawn.astype(float), np.ones(3), multimask_output=False)[0][0], truth)
+                    for drawn in points]
+        assert list(found[row].trial_ious) == pytest.approx(expected, abs=0.01)
+
+
+def batch_of(samples: list[Sample]):
+    return next(iter(make_loader(PromptedImages(samples, SIDE, 64, False, True), SIDE, 8, 0, pin_memory=False)))
+
+
+def test_other_points_are_as_many_in_the_mask_and_leave_the_rest(crops):
+    first, second, *_ = read_samples(crops.test_csv)
+    rows = [replace(first, points=(*first.points[:2], (1.0, 2.0)), point_labels=(1, 1, 0), box=(1, 2, 40, 30)),
+            replace(first, points=((1.0, 2.0),), point_labels=(0,)), second, replace(second, label=None)]
+    batch = batch_of(rows)
+    drawn = evaluation.other_points(batch, slice(0, 4), SIDE, evaluation.PromptTrials(20, seed=3))
+    assert len(drawn) == 20
+    own = batch.prompts
+    for prompts in drawn:
+        assert torch.equal(prompts.point_labels, own.point_labels)
+        torch.testing.assert_close(prompts.boxes, own.boxes, equal_nan=True)
+        assert torch.equal(prompts.point_coords[0, 2], own.point_coords[0, 2])   # a background point
+        for row in (1, 3):                                                       # no foreground point; no mask
+            assert torch.equal(prompts.point_coords[row], own.point_coords[row])
+        for row, points in ((0, 2), (2, 3)):
+            mask = batch.masks[row]
+            scale = SIDE / max(mask.shape)
+            xy = prompts.point_coords[row, :points].numpy() / scale
+            np.testing.assert_allclose(xy, xy.round(), atol=0.3)   # pixels of the image
+            xy = xy.round().astype(int)
+            assert mask[xy[:, 1], xy[:, 0]].all() and len(np.unique(xy, axis=0)) == points
+    assert len({tuple(prompts.point_coords[2].ravel().tolist()) for prompts in drawn}) == 20
+    part = evaluation.other_points(batch, slice(2, 4), SIDE, evaluation.PromptTrials(20, seed=3))
+    assert all(torch.equal(whole.point_coords[2:], some.point_coords) for whole, some in zip(drawn, part))
+
+
+RESULTS = pd.DataFrame({"class_name": ["a", "b", "a"], "image": ["1", "2", "3"], "label": ["m1", "", "m3"],
+                        "iou": [0.9, "", 0.5]})
+
+
+def test_trials_table_and_sentence_by_hand():
+    trials = {2: [0.2, 0.4, 0.6], 0: [0.8, 0.8, 0.8]}
+    expected = pd.DataFrame([("a", "1", "m1", 0.9, 3, 0.8, 0, 0.8, 0.8), ("a", "3", "m3", 0.5, 3, 0.4, 0.2, 0.2, 0.6)],
+                            columns=contracts.PROMPT_TRIALS_COLUMNS)
+    pd.testing.assert_frame_equal(evaluation.trials_table(RESULTS, trials), expected, check_dtype=False)
+    assert evaluation.trials_sentence(RESULTS, trials) == (
+        "With 3 other random sets of points in each mask, mean IoU is 0.600 against 0.700 with the table's own points "
+        "(-0.100) on 2 objects; from set to set the mean varies by 0.100 and one object's IoU by 0.100 (standard "
+        "deviations).")
+
+
+def test_one_trial_has_no_spread_and_none_is_told():
+    assert evaluation.trials_table(RESULTS, {0: [0.8]})["std_iou"].isna().all()
+    assert evaluation.trials_sentence(RESULTS, {0: [0.8]}) == (
+        "With 1 other random set of points in each mask, mean IoU is 0.800 against 0.900 with the table's own points "
+        "(-0.100) on 1 object.")
+    assert evaluation.trials_sentence(RESULTS, {}).startswith("No row has both a mask and foreground points")
+
+
 @pytest.mark.parametrize(("side", "device", "expected"), [
     (256, "cpu", 8), (1024, "cpu", 1), (256, "cuda", 32), (1024, "cuda", 4), (64, "cpu", 32)])
 def test_default_batch_size(side, device, expected):
@@ -137,6 +237,52 @@ def test_a_broken_classes_json_is_told(tmp_path, text):
         evaluation.class_names([sample_at(str(tmp_path / "Class_1_c" / "masks" / "a.png"))])
 
 
+# ---- photos -----------------------------------------------------------------------------------------------------
+
+def same_photo(samples: list[Sample]) -> list[int]:
+    """The number of each sample's photo, in order of appearance."""
+    photos = evaluation.source_photos(samples)
+    return [list(dict.fromkeys(photos)).index(photo) for photo in photos]
+
+
+def in_folder(tmp_path: Path, stem: str, folder: str = "Class_a", image: str = "") -> Sample:
+    return sample_at(str(tmp_path / folder / "masks" / f"{stem}.png"),
+                     str(tmp_path / folder / "images" / f"{image or stem}.png"))
+
+
+def write_manifest(tmp_path: Path, rows: list[tuple], columns=("mask_path", "image_path", "source_image",
+                                                               "source_digest")) -> None:
+    pd.DataFrame(rows, columns=["class_name", *columns]).to_csv(tmp_path / contracts.MANIFEST_FILE, index=False)
+
+
+def test_photos_come_from_the_manifest_across_classes_and_copies(tmp_path):
+    write_manifest(tmp_path, [
+        ("a", "Class_a/masks/1.png", "Class_a/images/1.png", "train/images/p_jpg.rf.0123456789abcdef.jpg", "d1"),
+        ("b", "Class_b/masks/2.png", "Class_b/images/2.png", "valid/images/p_jpg.rf.fedcba9876543210.jpg", "d2"),
+        ("a", "Class_a/masks/3.png", "Class_a/images/3.png", "q.jpg", "d3"),
+        ("a", "Class_a/masks/4.png", "Class_a/images/4.png", "copy of q.jpg", "d3"),
+        ("a", "Class_a/masks/5.png", "Class_a/images/5.png", "r.jpg", "")])
+    samples = [in_folder(tmp_path, "1"), in_folder(tmp_path, "2", "Class_b"), in_folder(tmp_path, "3"),
+               in_folder(tmp_path, "4"), in_folder(tmp_path, "5"), replace(in_folder(tmp_path, "5"), label=None)]
+    assert same_photo(samples) == [0, 0, 1, 1, 2, 2]
+
+
+def test_an_older_manifest_and_one_without_photos(tmp_path):
+    samples = [in_folder(tmp_path, "p_0001"), in_folder(tmp_path, "q_0001"), in_folder(tmp_path, "p_0002")]
+    rows = [("a", f"Class_a/masks/{name}.png", "photo.jpg") for name in ("p_0001", "q_0001", "p_0002")]
+    write_manifest(tmp_path, rows, ("mask_path", "source_image"))
+    assert same_photo(samples) == [0, 0, 0]
+    write_manifest(tmp_path, [row[:2] for row in rows], ("mask_path",))
+    assert same_photo(samples) == [0, 1, 0]
+
+
+def test_photos_without_a_manifest_go_by_name_in_class_folders_else_by_image(tmp_path):
+    samples = [in_folder(tmp_path, "wall_0001"), in_folder(tmp_path, "wall_0002", "Class_b"),
+               in_folder(tmp_path, "door_0001"), in_folder(tmp_path, "door_0002", image="door"),
+               sample_at("m1.png", "x_0001.png"), sample_at("m2.png", "x_0002.png"), sample_at("m3.png", "x_0002.png")]
+    assert same_photo(samples) == [0, 0, 1, 1, 2, 3, 3]
+
+
 # ---- summary ----------------------------------------------------------------------------------------------------
 
 def test_summary_by_hand():
@@ -151,99 +297,20 @@ def test_summary_by_hand():
     pd.testing.assert_frame_equal(evaluation.summarise(results), expected, atol=1e-6, check_dtype=False)
 
 
-# ---- comparison -------------------------------------------------------------------------------------------------
-
-def test_comparison_by_hand():
-    base, tuned = np.array([0.2, 0.4, 0.6, 0.5]), np.array([0.5, 0.6, 0.5, 0.5])
-    table = evaluation.compare(["b", "b", "b", "a"], base, tuned, seed=0)
-    assert list(table.columns) == list(contracts.COMPARISON_COLUMNS)
-    numbers = table.drop(columns=["ci95_low", "ci95_high"]).to_dict("split")["data"]
-    expected = [("a", 1, 0.5, 0.5, 0, 0, 0), ("b", 3, 0.4, 1.6 / 3, 0.4 / 3, 2, 1),
-                ("all classes (by object)", 4, 0.425, 0.525, 0.1, 2, 1),
-                ("all classes (by class)", 2, 0.45, 1.55 / 3, 0.2 / 3, 2, 1)]
-    for found, wanted in zip(numbers, expected, strict=True):
-        assert found[0] == wanted[0] and found[1:] == pytest.approx(wanted[1:], abs=1e-6)
-    low, high = table["ci95_low"], table["ci95_high"]
-    assert np.isnan(low[0]) and np.isnan(high[0])  # one object has no spread
-    assert (low[1:] < table["mean_difference"][1:]).all() and (table["mean_difference"][1:] < high[1:]).all()
-    assert low[1] >= -0.1 and high[1] <= 0.3       # a mean of resamples stays among the samples
+@pytest.mark.parametrize(("area", "size"), [
+    (0, "small"), (1023, "small"), (1024, "medium"), (9215, "medium"), (9216, "large"), (10 ** 8, "large")])
+def test_sizes_are_coco_s(area, size):
+    assert evaluation.size_of(area) == size
 
 
-def test_interval_agrees_with_the_normal_approximation_on_many_objects():
-    rng = np.random.default_rng(5)
-    base = rng.uniform(0.3, 0.6, 400)
-    tuned = base + rng.normal(0.05, 0.1, 400)
-    row = evaluation.compare(["a"] * 400, base, tuned, seed=0).iloc[1]
-    half_width = 1.96 * np.std(tuned - base) / 20
-    assert row["ci95_high"] - row["mean_difference"] == pytest.approx(half_width, rel=0.1)
-    assert row["mean_difference"] - row["ci95_low"] == pytest.approx(half_width, rel=0.1)
-
-
-def test_comparison_follows_its_seed():
-    base, tuned = np.random.default_rng(0).uniform(size=(2, 30))
-    names = ["a", "b", "b"] * 10
-    first, again, other = (evaluation.compare(names, base, tuned, seed) for seed in (1, 1, 2))
-    pd.testing.assert_frame_equal(first, again)
-    assert not first.equals(other)
-
-
-@pytest.mark.parametrize(("base", "tuned", "sentence"), [
-    pytest.param([0.5, 0.6, 0.5], [0.7, 0.7, 0.8], "The tuned model is better than the base model: mean IoU 0.733 "
-                 "tuned against 0.533 base on the same 3 objects, +0.200 (95 % interval +0.100 to +0.300), "
-                 "better on 3 and worse on 0.", id="better"),
-    pytest.param([0.7, 0.7, 0.8], [0.5, 0.6, 0.5], "The tuned model is WORSE than the base model: mean IoU 0.533 tuned "
-                 "against 0.733 base on the same 3 objects, -0.200 (95 % interval -0.300 to -0.100), better on 0 and "
-                 "worse on 3.", id="worse"),
-    pytest.param([0.5, 0.5], [0.6, 0.4], "No clear difference between the tuned and the base model: mean IoU 0.500 "
-                 "tuned against 0.500 base on the same 2 objects, +0.000 (95 % interval -0.100 to +0.100), better on 1 "
-                 "and worse on 1.", id="even"),
-    pytest.param([0.5], [0.9], "One object is too few to tell base and tuned apart: mean IoU 0.900 tuned against 0.500 "
-                 "base on the same 1 objects, +0.400.", id="one object"),
-])
-def test_verdict(base, tuned, sentence):
-    table = evaluation.compare(["a"] * len(base), np.array(base), np.array(tuned), seed=0)
-    assert evaluation.verdict(table) == sentence
-
-
-SAMPLES = [sample_at("m1.png", "a.png"), sample_at("m2.png", "a.png"), sample_at("", "b.png"),
-           sample_at("m1.png", "a.png")]
-
-
-def write_results(path: Path, rows: list[tuple]) -> Path:
-    pd.DataFrame(rows, columns=["image", "label", "iou"]).to_csv(path, index=False)
-    return path
-
-
-def test_other_results_are_put_in_the_samples_order(tmp_path):
-    path = write_results(tmp_path / "r.csv", [("b.png", "", ""), ("a.png", "m2.png", 0.2), ("a.png", "m1.png", 0.1),
-                                              ("a.png", "m1.png", 0.3)])
-    np.testing.assert_array_equal(evaluation.read_other_results(path, SAMPLES, "t.csv"), [0.1, 0.2, 0.3])
-
-
-@pytest.mark.parametrize(("rows", "message"), [
-    pytest.param([("a.png", "m1.png", 0.1), ("a.png", "m2.png", 0.2)],
-                 r"scored other samples than t.csv has \(1 only in t.csv, 0 only in .*, e.g. a.png\)",
-                 id="one row less"),
-    pytest.param([("a.png", "m1.png", 0.1), ("a.png", "m2.png", 0.2), ("a.png", "m1.png", 0.2), ("c.png", "m.png", 1)],
-                 r"\(0 only in t.csv, 1 only in .*, e.g. c.png\); run both models on the same table", id="one more"),
-    pytest.param([("a.png", "m1.png", 0.1), ("a.png", "m2.png", ""), ("a.png", "m1.png", 0.3)],
-                 "holds values that are no IoU", id="an empty score"),
-    pytest.param([("a.png", "m1.png", 0.1), ("a.png", "m2.png", "high"), ("a.png", "m1.png", 0.3)],
-                 "holds values that are no IoU", id="a word"),
-    pytest.param([("a.png", "m1.png", 0.1), ("a.png", "m2.png", 1.5), ("a.png", "m1.png", 0.3)],
-                 "holds values that are no IoU", id="more than 1"),
-])
-def test_other_results_that_do_not_pair(tmp_path, rows, message):
-    path = write_results(tmp_path / "r.csv", rows)
-    with pytest.raises(UserError, match=message) as error:
-        evaluation.read_other_results(path, SAMPLES, "t.csv")
-    assert "\n" not in str(error.value)
-
-
-def test_nothing_to_compare_without_labels(tmp_path):
-    path = write_results(tmp_path / "r.csv", [("b.png", "", "")])
-    with pytest.raises(UserError, match="t.csv: no row has a label, so there is nothing to compare"):
-        evaluation.read_other_results(path, SAMPLES[2:3], "t.csv")
+def test_summary_by_size_by_hand():
+    results = pd.DataFrame({"size": ["large", "small", "large"], "iou": [0.2, 0.9, 0.4], "dice": [0.3, 1, 0.5],
+                            "boundary_iou": [0.1, 0.7, 0.2]})
+    nan = float("nan")
+    expected = pd.DataFrame([
+        ("small", "under 1024", 1, 0.9, 0.9, 0.9, 1, 0.7, 0), ("medium", "1024 to 9215", 0, *[nan] * 6),
+        ("large", "9216 and more", 2, 0.3, 0.3, 0.21, 0.4, 0.15, 1)], columns=contracts.SIZE_SUMMARY_COLUMNS)
+    pd.testing.assert_frame_equal(evaluation.summarise_sizes(results), expected, atol=1e-6, check_dtype=False)
 
 
 # ---- choice of pictures -----------------------------------------------------------------------------------------

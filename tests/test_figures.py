@@ -51,6 +51,41 @@ def test_every_size_gives_a_picture_to_look_at(height, width, truth):
     assert overlay.shape[1] / overlay.shape[0] == pytest.approx(width / height, rel=0.5)
 
 
+@pytest.mark.parametrize(("height", "width"), [(60, 80), (900, 1400), (8, 600), (3, 2)])
+@pytest.mark.parametrize("count", [1, 9])
+def test_objects_of_one_image_have_their_own_colours_and_numbers(height, width, count):
+    image, given = np.full((height, width, 3), 128, np.uint8), []
+
+    def examples():
+        for number in range(count):
+            mask = np.zeros((height, width), bool)
+            mask[:, width * number // count:width * (number + 1) // count] = True  # a column each, none left empty
+            given.append(number)
+            yield Example(image, [], [], (0, 0, width, height), mask, None)
+
+    picture = figures.numbered_overlay(examples())
+    assert given == list(range(count)) and (image == 128).all()
+    assert picture.shape == figures.overlay(next(examples())).shape
+    if width >= 80:
+        for number in range(count):
+            colour = np.array(figures.OBJECT_COLOURS[number % len(figures.OBJECT_COLOURS)])
+            column = picture[:, picture.shape[1] * number // count:picture.shape[1] * (number + 1) // count]
+            tint = 128 + figures.OPACITY * (colour - 128)
+            assert (np.abs(column - tint).max(axis=2) < 2).mean() > 0.3
+            assert height < 60 or (column == colour).all(axis=2).sum() > 50  # the plate with its number
+
+
+def test_an_empty_mask_has_its_number_at_its_prompt():
+    empty = np.zeros((60, 80), bool)
+    parts = {"predicted": empty, "truth": None}
+    for changes, place in (({"points": [(20, 45)], "point_labels": [1]}, (20, 45)),
+                           ({"points": [], "point_labels": [], "box": (50, 10, 70, 30)}, (60, 20))):
+        picture = figures.numbered_overlay([example(60, 80, **parts | changes)])
+        rows, columns = np.nonzero((picture == figures.OBJECT_COLOURS[0]).all(axis=2))
+        scale = picture.shape[1] / 80
+        assert (columns.mean() / scale, rows.mean() / scale) == pytest.approx(place, abs=1.5)
+
+
 def test_right_too_much_and_missed_have_their_own_colours_in_their_own_places():
     scaled = figures._Scaled(example(60, 80), 4)
     _, prediction, truth = figures._tiles(scaled)
@@ -134,11 +169,60 @@ def test_training_curves(tmp_path: Path, log):
     assert list(tmp_path.iterdir()) == [path]
 
 
+@pytest.mark.parametrize(("height", "width"), [pytest.param(30, 44, id="small"), pytest.param(900, 1400, id="large"),
+                                               pytest.param(8, 600, id="very wide"), pytest.param(700, 10, id="tall"),
+                                               pytest.param(3, 2, id="tiny")])
+def test_a_change_cell_has_both_predictions_and_the_truth(height, width):
+    base = example(height, width)
+    tuned = replace(base, predicted=base.truth)
+    cell = figures.change_cell(base, tuned, "class", "file.png")
+    assert cell.shape[1] == figures.CHANGE_CELL and 60 < cell.shape[0] <= 2 * figures.CHANGE_HEIGHT + 90
+    same = figures.change_cell(tuned, tuned, "class", "file.png")
+    if min(height, width) > 20:  # of a thinner one the outline is all
+        assert amount(cell, TOO_MUCH) > 0 == amount(same, TOO_MUCH)   # the base alone has too much
+        assert amount(same, RIGHT) > 2.5 * amount(same, MISSED) == 0
+    sheet = figures.change_sheet("title", [cell, same])
+    assert sheet.shape == (sheet.shape[0], figures.CHANGE_CELL + 2 * figures.GAP, 3)
+    assert sheet.shape[0] > 2 * cell.shape[0]
+
+
+def test_very_wide_objects_are_not_squeezed_beside_each_other():
+    panel = figures.panel(example(40, 600), "class", "file.png")
+    assert panel.shape[1] <= figures.NARROWEST_PANEL + 2 * figures.GAP   # as wide as narrow ones
+
+
+@pytest.mark.parametrize(("tuned", "interval"), [
+    pytest.param(lambda base: np.clip(base + 0.2, 0, 1), (0.1, 0.2), id="better"),
+    pytest.param(lambda base: base, (0.0, 0.0), id="the same"),
+    pytest.param(lambda base: base[::-1], (NAN, NAN), id="no interval"),
+])
+@pytest.mark.parametrize("count", [1, 30, 2000])
+def test_comparison_plot(tmp_path: Path, tuned, interval, count):
+    base = np.linspace(0, 1, count)
+    figures.comparison_plot(base, tuned(base), float((tuned(base) - base).mean()), interval, tmp_path / "c.png")
+    picture = cv2.imread(str(tmp_path / "c.png"))
+    assert picture.shape[1] > picture.shape[0] > 400
+    assert [path.name for path in tmp_path.iterdir()] == ["c.png"]
+
+
+def test_the_comparison_plot_has_each_object_on_its_side_of_the_diagonal(tmp_path):
+    base = np.full(40, 0.5)
+    pictures = {}
+    for name, tuned in (("better", np.linspace(0.6, 1, 40)), ("worse", np.linspace(0, 0.4, 40))):
+        figures.comparison_plot(base, tuned, 0.0, (NAN, NAN), tmp_path / f"{name}.png")
+        pictures[name] = cv2.imread(str(tmp_path / f"{name}.png")).astype(int)
+        assert (tmp_path / f"{name}.png").stat().st_size > 5000
+    blue = {name: (picture[..., 0] > picture[..., 2] + 60).sum() for name, picture in pictures.items()}
+    assert blue["better"] > 1000 > blue["worse"]
+
+
 def test_training_curves_need_no_screen(tmp_path):
     code = ("import sys, pandas as pd; from sam_lora import figures\n"
             "log = pd.DataFrame({'epoch': [0, 1]} | {name: [0.5, 0.6] for name in "
             "('train_loss', 'val_loss', 'train_iou', 'val_iou', 'learning_rate')})\n"
             f"figures.training_curves(log, {str(tmp_path / 'a.png')!r})\n"
+            f"figures.comparison_plot(log['val_iou'].values, log['train_iou'].values, 0, (0, 0), "
+            f"{str(tmp_path / 'b.png')!r})\n"
             "print('matplotlib.pyplot' in sys.modules)")
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True,
                           cwd=Path(figures.__file__).parents[1], env={"MPLBACKEND": "TkAgg", "PATH": ""})

@@ -18,6 +18,7 @@ from sam_lora.geometry import (
     clip_polygon,
     crop,
     cut_into_tiles,
+    mask_to_polygon,
     mask_to_xyxy,
     pad_box,
     paste,
@@ -361,3 +362,64 @@ def test_pieces_show_what_their_tiles_show_and_lose_slivers_only(rectangles: lis
     for _, core in grid:
         lost = mask_to_xyxy(crop(whole & ~found, core))
         assert lost is None or max(lost[2] - lost[0], lost[3] - lost[1]) < 8
+
+
+# ---- masks as polygons ------------------------------------------------------------------------------------------
+
+def drawn(*shapes) -> np.ndarray:
+    """A mask of (function of OpenCV, its arguments) on an empty picture; a last argument 0 takes away."""
+    canvas = np.zeros((HEIGHT, WIDTH), np.uint8)
+    for function, *arguments in shapes:
+        function(canvas, *arguments, -1)
+    return canvas > 0
+
+
+RING = drawn((cv2.circle, (44, 30), 25, 1), (cv2.circle, (44, 30), 12, 0))
+PARTS = drawn((cv2.rectangle, (2, 3), (20, 30), 1), (cv2.rectangle, (40, 10), (88, 59), 1),
+              (cv2.rectangle, (50, 20), (60, 40), 0))
+
+
+@pytest.mark.parametrize(("mask", "least", "corners"), [
+    pytest.param(drawn((cv2.rectangle, (10, 5), (70, 50), 1)), 1, 4, id="rectangle"),
+    pytest.param(np.ones((HEIGHT, WIDTH), bool), 1, 4, id="the whole picture"),
+    pytest.param(drawn((cv2.rectangle, (7, 7), (7, 7), 1)), 1, 4, id="one pixel"),
+    pytest.param(drawn((cv2.rectangle, (0, 7), (60, 7), 1)), 1, 4, id="a line one pixel wide"),
+    pytest.param(drawn((cv2.circle, (44, 30), 25, 1)), 0.97, 60, id="disc"),
+    pytest.param(RING, 0.97, 70, id="a hole"),
+    pytest.param(PARTS, 1, 16, id="two parts, a hole in one"),
+])
+def test_a_polygon_draws_the_mask_it_was_made_of(mask, least, corners):
+    polygon = mask_to_polygon(mask)
+    assert 3 <= len(polygon) <= corners
+    again = full_mask([polygon])
+    assert (again & mask).sum() >= least * (again | mask).sum()
+
+
+def test_corners_lie_on_the_outer_edges_of_pixels():
+    mask = drawn((cv2.rectangle, (10, 5), (19, 8), 1))
+    assert {*map(tuple, mask_to_polygon(mask).tolist())} == {(10, 5), (20, 5), (20, 9), (10, 9)}
+
+
+def test_an_empty_mask_has_no_polygon():
+    assert mask_to_polygon(np.zeros((HEIGHT, WIDTH), bool)).shape == (0, 2)
+
+
+def test_specks_are_lost_and_no_more_than_one_percent():
+    mask = drawn((cv2.rectangle, (10, 5), (59, 44), 1))                        # 2000 px
+    specks = mask.copy()
+    for x in range(2, 82, 16):
+        specks[50:54, x:x + 4] = True                                          # 16 px each: two would be too many
+    again = full_mask([mask_to_polygon(specks)])
+    assert (again & mask).sum() == 2000 and (specks & ~again).sum() == 16
+
+
+@given(arrays(np.bool_, (12, 17)), st.integers(3, 5))
+@settings(max_examples=60, deadline=None)
+def test_any_mask_comes_back_nearly_from_its_polygon(small, factor):
+    """Patches of three pixels or more: parts, holes, holes that touch by a corner."""
+    mask = small.repeat(factor, axis=0).repeat(factor, axis=1)
+    polygon = mask_to_polygon(mask)
+    assert (len(polygon) == 0) == (not mask.any())
+    if len(polygon):
+        again = full_mask([polygon], mask.shape[::-1])
+        assert (again & mask).sum() >= 0.93 * (again | mask).sum()

@@ -6,6 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from pycocotools import mask as coco_mask
+from scipy.ndimage import distance_transform_cdt
+from sklearn.metrics import f1_score, jaccard_score
 
 from sam_lora import metrics
 
@@ -26,6 +28,57 @@ def test_iou_and_dice_equal_pycocotools_iou(predicted, truth):
     expected = coco_mask.iou(encoded[:1], encoded[1:], [False])[0, 0] if (predicted | truth).any() else 1.0
     assert metrics.iou(predicted, truth) == pytest.approx(expected)
     assert metrics.dice(predicted, truth) == pytest.approx(2 * expected / (1 + expected))
+
+
+def random_masks(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Two masks of one non-square shape with much, little or no overlap; one in ten is empty, one in ten is full."""
+    shape = rng.integers(3, 70), rng.integers(71, 120)
+    truth, predicted = rng.random((2, *shape)) < rng.choice([0, 0.03, 0.3, 0.6, 1], size=(2, 1, 1),
+                                                            p=[0.1, 0.3, 0.3, 0.2, 0.1])
+    if rng.random() < 0.5:
+        predicted ^= truth
+    return predicted, truth
+
+
+def test_iou_and_dice_equal_scikit_learn_and_pycocotools_on_random_masks():
+    rng = np.random.default_rng(0)
+    empty = 0
+    for _ in range(150):
+        predicted, truth = random_masks(rng)
+        iou, dice = metrics.iou(predicted, truth), metrics.dice(predicted, truth)
+        # of nothing and nothing all three say 0 by default; what that counts as is for us to say
+        assert iou == pytest.approx(jaccard_score(truth.ravel(), predicted.ravel(), zero_division=1.0), abs=1e-12)
+        assert dice == pytest.approx(f1_score(truth.ravel(), predicted.ravel(), zero_division=1.0), abs=1e-12)
+        encoded = [coco_mask.encode(np.asfortranarray(mask.astype(np.uint8))) for mask in (predicted, truth)]
+        if (predicted | truth).any():
+            assert iou == pytest.approx(coco_mask.iou(encoded[:1], encoded[1:], [False])[0, 0], abs=1e-12)
+        empty += not truth.any()
+    assert 3 < empty < 75
+
+
+def test_boundary_iou_equals_the_one_by_exact_distances():
+    """The band of a mask: its pixels whose chessboard distance to the outside, the frame included, is 2 % or less."""
+    rng = np.random.default_rng(1)
+    scores = []
+    for _ in range(40):
+        shape = tuple(int(side) for side in rng.integers(40, 260, 2))
+        predicted, truth = (_blobs(shape, rng) for _ in range(2))
+        distance = max(1, round(0.02 * np.hypot(*shape)))
+        bands = [mask & (distance_transform_cdt(np.pad(mask, 1), "chessboard")[1:-1, 1:-1] <= distance)
+                 for mask in (predicted, truth)]
+        union = (bands[0] | bands[1]).sum()
+        scores.append((bands[0] & bands[1]).sum() / union if union else 1.0)
+        assert metrics.boundary_iou(predicted, truth) == pytest.approx(scores[-1], abs=1e-12)
+    assert len({round(float(score), 3) for score in scores}) > 20
+
+
+def _blobs(shape: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
+    ys, xs = np.mgrid[:shape[0], :shape[1]]
+    mask = np.zeros(shape, dtype=bool)
+    for _ in range(rng.integers(0, 4)):
+        y, x, height, width = rng.random(4) * [*shape, shape[0] / 2, shape[1] / 2] + [0, 0, 3, 3]
+        mask |= ((ys - y) / height) ** 2 + ((xs - x) / width) ** 2 < 1
+    return mask
 
 
 @given(MASKS)

@@ -197,3 +197,29 @@ def test_the_centre_of_a_crack_is_near_its_middle_even_where_one_end_is_thicker(
     crack = line([(5, 80), (64, 30), (125, 80)], 3) | ellipse((8, 78), (6, 6))
     centre = centre_and_farthest_points(crack)[0]
     assert abs(centre[0] - 60) <= 15
+
+
+# ---- any points -------------------------------------------------------------------------------------------------
+
+@given(hnp.arrays(bool, (7, 12)), st.integers(1, 4), st.integers(1, 9), st.integers(0, 99))
+@settings(max_examples=60, deadline=None)
+def test_random_points_lie_in_the_mask_and_differ_where_they_can(mask, sets, count, seed):
+    if not mask.any():
+        with pytest.raises(ValueError, match="empty"):
+            prompts.random_points(mask, sets, count, np.random.default_rng(seed))
+        return
+    points = prompts.random_points(mask, sets, count, np.random.default_rng(seed))
+    assert points.shape == (sets, count, 2) and points.dtype == np.int64
+    assert mask[points[..., 1], points[..., 0]].all()
+    for drawn in points:
+        assert len(np.unique(drawn, axis=0)) == min(count, mask.sum()) or count > mask.sum()
+    again = prompts.random_points(mask, sets, count, np.random.default_rng(seed))
+    np.testing.assert_array_equal(points, again)
+
+
+def test_random_points_fall_on_every_pixel_alike():
+    mask = np.zeros((4, 9), dtype=bool)
+    mask[1, 2:7], mask[3, 8] = True, True
+    points = prompts.random_points(mask, 3000, 2, np.random.default_rng(0)).reshape(-1, 2)
+    _, counts = np.unique(points, axis=0, return_counts=True)
+    assert len(counts) == 6 and counts.min() > 900 and counts.max() < 1100

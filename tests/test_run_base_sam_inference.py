@@ -25,7 +25,7 @@ def run(crops, mini_weights, tmp_path, monkeypatch):
 
     def call(*flags) -> Path:
         arguments = ["--model_type", "vit_mini", "--checkpoint", mini_weights, "--output_dir", "base", *flags]
-        if "--image" not in flags:
+        if not {"--image", "--images_dir"} & {*flags}:
             arguments += ["--test_csv", crops.test_csv]
         run_base_sam_inference.main(run_base_sam_inference.get_args_parser().parse_args(list(map(str, arguments))))
         return tmp_path / "base"
@@ -41,7 +41,8 @@ def test_files_and_tables(run, crops, capsys):
     results = pd.read_csv(out / "base_sam_results.csv", keep_default_na=False)
     pictures = {*results["picture"]} - {""}
     assert len(pictures) == 3
-    assert files_of(out) == {"predictions.jpg", "base_sam_results.csv", "base_sam_class_iou_summary.csv", *pictures,
+    assert files_of(out) == {"predictions.jpg", "base_sam_results.csv", "base_sam_class_iou_summary.csv",
+                             "base_sam_size_iou_summary.csv", "report.html", *pictures,
                              *(f"masks/{stem}.png" for stem in STEMS)}
     assert list(results.columns) == list(contracts.RESULT_COLUMNS)
     assert results["label"].tolist() == pd.read_csv(crops.test_csv)["label"].tolist()
@@ -66,6 +67,7 @@ def test_an_untrained_checkpoint_scores_what_its_base_scores(run, crops, mini_we
     for folder in ("masks", "samples"):
         assert files_of(base / folder) == files_of(tuned / folder)
     assert (pd.read_csv(tuned / "comparison.csv")["mean_difference"] == 0).all()
+    assert not {"improved.jpg", "regressed.jpg"} & files_of(tuned)
 
 
 def test_compared_with_the_tuned_model_the_base_stays_the_base(run, tmp_path, mini_checkpoint, mini_weights, crops):
@@ -77,6 +79,16 @@ def test_compared_with_the_tuned_model_the_base_stays_the_base(run, tmp_path, mi
     assert comparison["tuned_iou"][2] == pytest.approx(pd.read_csv(tuned)["iou"].mean(), abs=1e-5)
     base = pd.read_csv(tmp_path / "base" / "base_sam_results.csv")
     assert comparison["base_iou"][2] == pytest.approx(base["iou"].mean(), abs=1e-5)
+    assert {"comparison.png", "improved.jpg"} < files_of(tmp_path / "base")   # the tuned masks are found
+
+
+def test_both_models_are_tried_with_the_same_other_points(run, tmp_path, mini_weights, crops):
+    """With the same weights the scores of the trials are the same too, whatever the batches."""
+    first = pd.read_csv(run("--num_pictures", 0, "--prompt_trials", 3) / "base_sam_prompt_trials.csv")
+    run("--num_pictures", 0, "--prompt_trials", 3, "--batch_size", 1, "--output_dir", "again")
+    again = pd.read_csv(tmp_path / "again" / "base_sam_prompt_trials.csv")
+    pd.testing.assert_frame_equal(first, again, atol=0.01)
+    assert first["label"].tolist() == pd.read_csv(crops.test_csv)["label"].tolist()
 
 
 def test_one_image(run, crops):
@@ -85,6 +97,15 @@ def test_one_image(run, crops):
     assert files_of(out) == {"photo10_0001_mask.png", "photo10_0001_overlay.jpg"}
     mask = cv2.imread(str(out / "photo10_0001_mask.png"), cv2.IMREAD_UNCHANGED)
     assert mask.shape == cv2.imread(str(image)).shape[:2]
+
+
+def test_a_folder_of_images_with_a_table_of_prompts(run, crops):
+    image = Path(pd.read_csv(crops.test_csv)["image"][0])
+    (crops.folder / "prompts.csv").write_text(f'image,box\n{image.name},"[5,5,50,30]"\n')
+    out = run("--images_dir", crops.folder / image.parent, "--prompts_csv", crops.folder / "prompts.csv")
+    assert files_of(out) == {"masks/photo10_0001_1.png", "overlays/photo10_0001.jpg", "predictions.json"}
+    alone = run("--image", crops.folder / image, "--box", "5,5,50,30", "--output_dir", "one").parent / "one"
+    assert (out / "masks" / "photo10_0001_1.png").read_bytes() == (alone / "photo10_0001_mask.png").read_bytes()
 
 
 def test_another_image_size(run, capsys):

@@ -18,7 +18,8 @@ from sam_lora.errors import UserError
 
 ROOT = Path(run_inference.__file__).parent
 STEMS = [f"{number:05d}_photo{number + 9}_0001" for number in range(1, 7)]
-FILES = {"predictions.jpg", "finetuned_sam_results.csv", "finetuned_sam_class_iou_summary.csv",
+FILES = {"predictions.jpg", "report.html", "finetuned_sam_results.csv", "finetuned_sam_class_iou_summary.csv",
+         "finetuned_sam_size_iou_summary.csv",
          *(f"masks/{stem}.png" for stem in STEMS), *(f"samples/{stem}.jpg" for stem in STEMS)}
 
 
@@ -30,7 +31,7 @@ def run(crops, mini_weights, mini_checkpoint, tmp_path, monkeypatch):
     def call(*flags) -> Path:
         arguments = ["--checkpoint", mini_checkpoint, "--base_checkpoint", mini_weights, "--output_dir", "out",
                      "--device", "cpu", *flags]
-        if "--image" not in flags:
+        if not {"--image", "--images_dir", "--prompts_csv"} & {*flags}:
             arguments += [] if "--test_csv" in flags else ["--test_csv", crops.test_csv]
         run_inference.main(run_inference.get_args_parser().parse_args([str(argument) for argument in arguments]))
         return tmp_path / "out"
@@ -70,12 +71,19 @@ def test_every_row_is_predicted_scored_and_drawn(run, crops, capsys):
         assert row.dice == pytest.approx(metrics.dice(stored > 0, truth), abs=1e-6)
         assert row.boundary_iou == pytest.approx(metrics.boundary_iou(stored > 0, truth), abs=1e-6)
         assert (row.mask_area, row.truth_area) == ((stored > 0).sum(), truth.sum())
+        assert row.size == "small"
     summary = pd.read_csv(out / "finetuned_sam_class_iou_summary.csv")
     assert summary["class_name"].tolist() == ["green bar", "red disc", contracts.BY_OBJECT, contracts.BY_CLASS]
     assert summary["n"].tolist() == [3, 3, 6, 2]
     assert summary["mean_iou"][2] == pytest.approx(results["iou"].mean(), abs=1e-6)
+    sizes = pd.read_csv(out / "finetuned_sam_size_iou_summary.csv")
+    assert list(sizes.columns) == list(contracts.SIZE_SUMMARY_COLUMNS)
+    assert sizes[["size", "n"]].to_numpy().tolist() == [["small", 6], ["medium", 0], ["large", 0]]
+    assert sizes["mean_iou"][0] == pytest.approx(results["iou"].mean(), abs=1e-6)
     printed = capsys.readouterr().out
-    assert "vit_mini at 256 px, epoch 2" in printed and contracts.BY_CLASS in printed
+    assert "vit_mini at 256 px, epoch 2" in printed and contracts.BY_CLASS in printed and "under 1024" in printed
+    page = (out / "report.html").read_text(encoding="utf-8")
+    assert page.count("<img ") == 7 and "red disc" in page   # six samples and the contact sheet
 
 
 def test_the_same_run_writes_the_same_bytes(run, tmp_path):
@@ -102,9 +110,9 @@ def test_a_table_without_labels_gives_masks_and_pictures_only(run, crops, capsys
     table = pd.read_csv(crops.test_csv).assign(label="")
     table.to_csv(crops.folder / "no_labels.csv", index=False)
     out = run("--test_csv", crops.folder / "no_labels.csv")
-    assert files_of(out) == FILES - {"finetuned_sam_class_iou_summary.csv"}
+    assert files_of(out) == FILES - {"finetuned_sam_class_iou_summary.csv", "finetuned_sam_size_iou_summary.csv"}
     results = pd.read_csv(out / "finetuned_sam_results.csv", keep_default_na=False)
-    assert {*results[["iou", "dice", "boundary_iou", "truth_area"]].to_numpy().ravel()} == {""}
+    assert {*results[["iou", "dice", "boundary_iou", "truth_area", "size"]].to_numpy().ravel()} == {""}
     assert results["class_name"].tolist() == ["red disc", "green bar"] * 3
     assert "6 of 6 rows have no label: predicted, not scored" in capsys.readouterr().out
 
@@ -134,6 +142,9 @@ def test_rows_that_differ_in_nothing_but_points_have_their_own_masks(run, crops)
 
 def test_compare_to_the_base(run, base_results, capsys):
     out = run("--num_pictures", 0, "--compare_to", base_results)
+    changed = {"improved.jpg", "regressed.jpg"} & files_of(out)
+    assert files_of(out) == ({name for name in FILES if not name.endswith(".jpg")}
+                             | {"comparison.csv", "comparison.png"} | changed)
     base, tuned = pd.read_csv(base_results), pd.read_csv(out / "finetuned_sam_results.csv")
     comparison = pd.read_csv(out / "comparison.csv")
     assert comparison["class_name"].tolist() == ["green bar", "red disc", contracts.BY_OBJECT, contracts.BY_CLASS]
@@ -142,15 +153,79 @@ def test_compare_to_the_base(run, base_results, capsys):
     assert everything["tuned_iou"] == pytest.approx(tuned["iou"].mean(), abs=1e-5)
     assert everything["wins"] == (tuned["iou"] > base["iou"]).sum() > 0
     assert everything["losses"] == (tuned["iou"] < base["iou"]).sum()
-    sentence = [line for line in capsys.readouterr().out.splitlines() if "on the same 6 objects" in line]
+    assert list(comparison.columns) == list(contracts.COMPARISON_COLUMNS) and everything["photos"] == 6
+    printed = capsys.readouterr().out
+    sentence = [line for line in printed.splitlines() if "on the same 6 objects of 6 photos" in line]
     assert len(sentence) == 1 and f"better on {everything['wins']} and worse on {everything['losses']}." in sentence[0]
+    for name, count in (("improved", everything["wins"]), ("regressed", everything["losses"])):
+        assert (f"{name}.jpg" in changed) == (count > 0)
+        assert (f"no sample {name}: no {name}.jpg" in printed) == (count == 0)
+    page = (out / "report.html").read_text(encoding="utf-8")
+    assert page.count("<img ") == 1 + len(changed) and sentence[0] in page
 
 
 def test_a_model_against_itself_shows_no_difference(run, capsys):
     results = run("--num_pictures", 0) / "finetuned_sam_results.csv"
     run("--num_pictures", 0, "--compare_to", results, "--output_dir", "again")
-    assert "No clear difference" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "No clear difference" in printed and "no sample improved: no improved.jpg" in printed
+    assert not list(results.parents[1].glob("again/*.jpg"))
     assert pd.read_csv(results.parents[1] / "again" / "comparison.csv")[["wins", "losses"]].to_numpy().sum() == 0
+
+
+def test_the_base_masks_gone_leave_two_pictures_out(run, base_results, capsys):
+    next((base_results.parent / "masks").iterdir()).unlink()
+    out = run("--num_pictures", 0, "--compare_to", base_results)
+    lines = [line for line in capsys.readouterr().out.splitlines() if "no improved.jpg nor regressed.jpg" in line]
+    assert len(lines) == 1 and "no such file" in lines[0]
+    assert files_of(out) == ({name for name in FILES if not name.endswith(".jpg")}
+                             | {"comparison.csv", "comparison.png"})
+
+
+def test_the_report_shows_the_training_beside_the_checkpoint(run, mini_checkpoint, tmp_path):
+    folder = tmp_path / "trained"
+    folder.mkdir()
+    (folder / "x.ckpt").write_bytes(mini_checkpoint.read_bytes())
+    (folder / "training_log.csv").write_text("epoch,val_iou\n0,0.1234\n")
+    assert cv2.imwrite(str(folder / "training_curves.png"), np.zeros((30, 50, 3), np.uint8))
+    page = (run("--num_pictures", 0, "--checkpoint", folder / "x.ckpt") / "report.html").read_text(encoding="utf-8")
+    assert page.count("<img ") == 1 and "0.1234" in page and "trained/x.ckpt" in page
+
+
+# ---- other points -------------------------------------------------------------------------------------------------
+
+def test_prompt_trials_have_a_table_and_a_sentence(run, crops, capsys):
+    table = pd.read_csv(crops.test_csv)
+    table.loc[0, "label"] = ""
+    table["box"] = ["", "[5,5,40,30]", *[""] * 4]
+    table.loc[1, "points"] = ""
+    table.to_csv(crops.folder / "some.csv", index=False)
+    out = run("--test_csv", crops.folder / "some.csv", "--num_pictures", 0, "--prompt_trials", 3)
+    assert files_of(out) == {name for name in FILES if not name.endswith(".jpg")} | {"finetuned_sam_prompt_trials.csv"}
+    trials = pd.read_csv(out / "finetuned_sam_prompt_trials.csv")
+    assert list(trials.columns) == list(contracts.PROMPT_TRIALS_COLUMNS)
+    results = pd.read_csv(out / "finetuned_sam_results.csv")
+    assert trials[["class_name", "image", "label", "iou"]].equals(   # those with a mask and points of their own
+        results.loc[2:, ["class_name", "image", "label", "iou"]].reset_index(drop=True))
+    assert (trials["trials"] == 3).all() and (trials["min_iou"] <= trials["mean_iou"]).all()
+    assert (trials["mean_iou"] <= trials["max_iou"]).all() and (trials["std_iou"] > 0).any()
+    sentence = [line for line in capsys.readouterr().out.splitlines() if line.startswith("With 3 other random sets")]
+    assert len(sentence) == 1 and f"mean IoU is {trials['mean_iou'].mean():.3f} against" in sentence[0]
+    assert f"{trials['iou'].mean():.3f} with the table's own points" in sentence[0] and "on 4 objects" in sentence[0]
+
+
+def test_trials_change_nothing_else(run, tmp_path):
+    plain = run("--num_pictures", 0)
+    tried = run("--num_pictures", 0, "--prompt_trials", 2, "--output_dir", "tried").parent / "tried"
+    for name in files_of(plain) - {"report.html"}:
+        assert (plain / name).read_bytes() == (tried / name).read_bytes(), name
+
+
+def test_trials_where_nothing_can_be_tried(run, crops, capsys):
+    pd.read_csv(crops.test_csv).assign(label="").to_csv(crops.folder / "no_labels.csv", index=False)
+    out = run("--test_csv", crops.folder / "no_labels.csv", "--num_pictures", 0, "--prompt_trials", 2)
+    assert "No row has both a mask and foreground points" in capsys.readouterr().out
+    assert "finetuned_sam_prompt_trials.csv" not in files_of(out)
 
 
 def test_other_samples_are_refused_before_the_model_runs(run, base_results, crops, tmp_path):
@@ -178,6 +253,41 @@ def test_one_image_predicts_what_a_table_row_predicts(run, crops):
     (out / "photo11_0001_mask.png").rename(out.parent / "single.png")
     table_mask = imaging.load_mask(run("--num_pictures", 0, "--overwrite") / "masks" / f"{STEMS[1]}.png")
     assert (imaging.load_mask(out.parent / "single.png") != table_mask).mean() < 1e-3
+
+
+def test_several_objects_of_one_image(run, crops):
+    image = crops.folder / pd.read_csv(crops.test_csv)["image"][1]
+    out = run("--image", image, "--points", "37,23 4.5,3", "--points", "none", "--labels", "1 0", "--labels", "none",
+              "--box", "none", "--box", "10,10,60,35")
+    assert files_of(out) == {"photo11_0001_mask_1.png", "photo11_0001_mask_2.png", "photo11_0001_overlay.jpg"}
+    masks = [imaging.load_mask(out / f"photo11_0001_mask_{number}.png") for number in (1, 2)]
+    for name, prompt in (("by_points", ("--points", "37,23 4.5,3", "--labels", "1 0")),
+                         ("by_box", ("--box", "10,10,60,35"))):
+        alone = run("--image", image, *prompt, "--output_dir", name).parent / name / "photo11_0001_mask.png"
+        assert (imaging.load_mask(alone) != masks.pop(0)).mean() < 1e-3
+
+
+# ---- a folder of images -------------------------------------------------------------------------------------------
+
+def test_a_folder_of_images_with_a_table_of_prompts(run, crops, capsys):
+    images = crops.folder / "processed_dataset"
+    table = pd.read_csv(crops.test_csv)[["image", "points"]]
+    table["image"] = table["image"].str.removeprefix("processed_dataset/")
+    table["class_name"] = ["red disc", "green bar"] * 3
+    table.to_csv(crops.folder / "prompts.csv", index=False)
+    out = run("--images_dir", images, "--prompts_csv", crops.folder / "prompts.csv", "--save_yolo", "--num_pictures", 2)
+    stems = [name.replace("/images/", "/").removesuffix(".png") for name in table["image"]]
+    names = files_of(out)
+    overlays = {name for name in names if name.startswith("overlays/")}
+    assert len(overlays) == 2 and overlays < {f"overlays/{stem}.jpg" for stem in stems}
+    assert names - overlays == {"predictions.json", "yolo/data.yaml", *(f"masks/{stem}_1.png" for stem in stems),
+                                *(f"yolo/images/{stem}.png" for stem in stems),
+                                *(f"yolo/labels/{stem}.txt" for stem in stems)}
+    assert "vit_mini at 256 px, epoch 2" in capsys.readouterr().out
+    by_table = run("--num_pictures", 0, "--output_dir", "table").parent / "table" / "masks"
+    for stem, scored in zip(stems, STEMS):
+        difference = imaging.load_mask(out / "masks" / f"{stem}_1.png") != imaging.load_mask(by_table / f"{scored}.png")
+        assert difference.mean() < 1e-3
 
 
 def test_images_gather_in_one_folder_and_none_is_overwritten_unasked(run, crops):
@@ -217,7 +327,36 @@ def test_images_that_cannot_be_predicted(run, tmp_path, flags, message):
     pytest.param(["--box", "1,1,5,5", "--labels", "1"], "--labels, --box: only with --image", id="box for a table"),
     pytest.param(["--image", "a.png", "--box", "1,1,5,5", "--compare_to", "r.csv"], "--compare_to: not with --image",
                  id="comparing an image"),
+    pytest.param(["--image", "a.png", "--box", "1,1,5,5", "--prompt_trials", "3"], "--prompt_trials: not with --image",
+                 id="trials of an image"),
+    pytest.param(["--prompt_trials", "-1"], "must not be negative", id="fewer than no trials"),
+    pytest.param(["--seed", "-1"], "must not be negative", id="a seed below zero"),
     pytest.param(["--image", "a.png", "--points", "5,5", "--labels", "1 0"], "--labels: 2 for 1 points", id="labels"),
+    pytest.param(["--image", "a.png", "--points", "5,5", "--points", "6,6", "--box", "1,1,5,5"],
+                 "found 2 --points, 1 --box; expected as many of each, one for each object: write none", id="counts"),
+    pytest.param(["--image", "a.png", "--points", "5,5", "--points", "6,6", "--labels", "1"],
+                 "found 2 --points, 1 --labels; expected as many", id="labels for one of two"),
+    pytest.param(["--image", "a.png", "--points", "5,5", "--points", "none"],
+                 "--image needs a prompt of object 2: --points, --box, or both", id="an object without prompt"),
+    pytest.param(["--image", "a.png", "--points", "none", "--box", "1,1,5,5", "--labels", "1"],
+                 "--labels: 1 for 0 points; expected one each", id="labels for a box"),
+    pytest.param(["--image", "a.png", "--points", "5,5", "--points", "6,6 7,7", "--labels", "1", "--labels", "1"],
+                 "--labels of object 2: 1 for 2 points; expected one each", id="labels of the second"),
+    pytest.param(["--image", "a.png", "--labels", "1"], "--image needs a prompt", id="labels only"),
+    pytest.param(["--image", "a.png", "--box", "1,1,5,5", "--save_yolo"], "--save_yolo: only with --images_dir",
+                 id="YOLO of one image"),
+    pytest.param(["--save_yolo"], "--save_yolo: only with --images_dir", id="YOLO of a table"),
+    pytest.param(["--images_dir", "d"], "--images_dir needs --prompts_csv", id="images without prompts"),
+    pytest.param(["--prompts_csv", "p.csv"], "--prompts_csv needs --images_dir", id="prompts without images"),
+    pytest.param(["--image", "a.png", "--box", "1,1,5,5", "--prompts_csv", "p.csv"],
+                 "--prompts_csv needs --images_dir", id="a table of prompts for one image"),
+    pytest.param(["--images_dir", "d", "--image", "a.png"], "not allowed with", id="a folder and an image"),
+    pytest.param(["--images_dir", "d", "--prompts_csv", "p.csv", "--test_csv", "t.csv"], "not allowed with",
+                 id="a folder and a table"),
+    pytest.param(["--images_dir", "d", "--prompts_csv", "p.csv", "--points", "5,5"],
+                 "--points: only with --image", id="points for a folder"),
+    pytest.param(["--images_dir", "d", "--prompts_csv", "p.csv", "--compare_to", "r.csv"],
+                 "--compare_to: not with --images_dir", id="comparing a folder"),
     pytest.param(["--image", "a.png", "--points", "5;5"], "expected numbers as x,y", id="another separator"),
     pytest.param(["--image", "a.png", "--points", "5,nan"], "expected numbers as x,y", id="not a number"),
     pytest.param(["--image", "a.png", "--points", ""], "expected points as x,y", id="empty points"),
@@ -294,7 +433,9 @@ def test_a_full_folder_is_left_alone_without_overwrite(run, tmp_path):
 
 
 def test_overwrite_replaces_its_own_files_only(run, tmp_path):
-    out = run("--num_pictures", 6)
+    out = run("--num_pictures", 6, "--prompt_trials", 1)
+    for name in ("comparison.csv", "comparison.png", "improved.jpg", "regressed.jpg"):
+        (out / name).write_text("of an earlier run")
     (out / "notes.txt").write_text("mine")
     (out / "photo_mask.png").write_text("of a single image")
     run("--num_pictures", 0, "--overwrite")

@@ -1,10 +1,11 @@
 import os
+import time
 from contextlib import closing
 
 import pytest
 
 from sam_lora.errors import UserError
-from sam_lora.workers import map_in_order
+from sam_lora.workers import THREADS, map_in_order, map_in_threads
 
 
 def square(number):
@@ -34,3 +35,26 @@ def test_closing_ends_the_processes():
         _, process = next(results)
     with pytest.raises(ProcessLookupError):
         os.kill(process, 0)
+
+
+def test_threads_keep_the_order_and_run_ahead_a_little_only():
+    taken = []
+
+    def numbers():
+        for number in range(100):
+            taken.append(number)
+            yield number
+
+    def slow_first(number):
+        time.sleep(0.05 * (number == 0))
+        return -number
+
+    results = map_in_threads(slow_first, numbers())
+    assert next(results) == 0
+    assert len(taken) <= 2 * THREADS + 1
+    assert [0, *results] == [-number for number in range(100)]
+
+
+def test_an_error_in_a_thread_is_raised():
+    with pytest.raises(ZeroDivisionError):
+        list(map_in_threads(lambda number: 1 // number, [1, 0, 1]))
