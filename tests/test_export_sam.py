@@ -164,8 +164,7 @@ def test_vit_b_loads_in_segment_anything_s_registry(tmp_path):
     from segment_anything import sam_model_registry
     base = tmp_path / "sam_vit_b.pth"
     torch.save(random_sam("vit_b").state_dict(), base)
-    output = export(tmp_path, make_checkpoint(tmp_path / "x.ckpt", base, "vit_b"), base, "--hf", tmp_path / "hf",
-                    "--onnx", tmp_path / "decoder.onnx", "--onnx_encoder", tmp_path / "encoder.onnx")
+    output = export(tmp_path, make_checkpoint(tmp_path / "x.ckpt", base, "vit_b"), base)  # all: parity_export.py
     sam = sam_model_registry["vit_b"](checkpoint=output)
     assert list(torch.load(output, weights_only=True)) == list(sam.state_dict())
     file = json.loads(output.with_suffix(".json").read_text())["files"][0]
