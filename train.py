@@ -304,7 +304,8 @@ def train_one_epoch(sam, batches, num_batches: int, optimizer, scaler, autocast,
             batch = batch.to(device)
             if args.flip:
                 batch = dataset.mirror(batch, draws)
-            batch = dataset.draw_points_anew(batch, draws, PROMPT_SAMPLING[args.prompt_sampling])
+            if share := PROMPT_SAMPLING[args.prompt_sampling]:
+                batch = dataset.draw_points_anew(batch, draws, share)
             window = min(args.grad_accum, num_batches - number // args.grad_accum * args.grad_accum)
             with autocast:
                 loss, iou = batch_loss(sam, batch, mask_loss, args.multimask_weight)

@@ -70,18 +70,13 @@ def test_the_processor_prepares_and_returns_what_sam_does(saved):
     assert masks[0].shape == (1, 1, height, width) and torch.equal(masks[0][0], ours[0])
 
 
-def test_another_image_size(tmp_path):
-    sam = random_sam("vit_mini", 128)
-    hf_export.save_hf(sam, "vit_mini", tmp_path)
-    model = hf_export.load_hf(tmp_path)
-    probe = next(parity.make_probes(sam, 1))
-    assert parity.largest_difference(hf_export.hf_logits(model, probe), parity.our_logits(sam, probe)) < 1e-4
-
-
-def test_windowed_blocks_too(tmp_path):
-    """vit_mini attends globally at every block; vit_b, made small in image size, has windows larger than its grid."""
-    sam = random_sam("vit_b", 256)
-    hf_export.save_hf(sam, "vit_b", tmp_path)
+@pytest.mark.parametrize(("model_type", "image_size"), [
+    pytest.param("vit_mini", 128, id="another image size"),
+    pytest.param("vit_b", 256, id="windowed blocks, here larger than the grid"),
+])
+def test_other_shapes(tmp_path, model_type, image_size):
+    sam = random_sam(model_type, image_size)
+    hf_export.save_hf(sam, model_type, tmp_path)
     model = hf_export.load_hf(tmp_path)
     probe = next(parity.make_probes(sam, 1))
     assert parity.largest_difference(hf_export.hf_logits(model, probe), parity.our_logits(sam, probe)) < 1e-4
