@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 MODEL_TYPE = "vit_mini"
 HELD_OUT_SEED = 1_000_000
+SHARP_STEP = 1500    # from here on the loss is mostly focal + Dice; it begins as balanced BCE + Dice
 SIMPLE_SHARE = 0.12  # of the scenes; there are none among the held-out ones
 # number of points, a box too, share of the batches; a lone point gets the three-mask output as well
 PROMPT_KINDS = ((1, False, 0.30), (2, False, 0.10), (3, False, 0.24), (4, False, 0.05), (5, False, 0.09),
@@ -51,7 +52,9 @@ def get_args_parser() -> argparse.ArgumentParser:
     cli.add_device(run)
     run.add_argument("--evaluate_every", type=float, default=5, help="minutes")
     run.add_argument("--num_judged", type=cli.positive_int, default=128, help="held-out crops of that evaluation")
-    run.add_argument("--resume", action="store_true", help="go on from OUTPUT_DIR/state.pt")
+    start = run.add_mutually_exclusive_group()
+    start.add_argument("--resume", action="store_true", help="go on from OUTPUT_DIR/state.pt")
+    start.add_argument("--init", metavar="FILE", help="start from these weights, with a new optimiser")
     out = parser.add_argument_group("output")
     out.add_argument("--output_dir", default="demo_output/pretrain")
     out.add_argument("--output", default="sam_lora/weights/sam_vit_mini.pth")
@@ -317,7 +320,7 @@ def main(args: argparse.Namespace) -> None:
 
     from sam_lora.errors import UserError
     from sam_lora.files import atomic_path
-    from sam_lora.sam import SAM_TYPES, build_sam, resize_position_embeddings, select_device
+    from sam_lora.sam import SAM_TYPES, build_sam, read_state_dict, resize_position_embeddings, select_device
 
     if len({len(args.sides), len(args.minutes), len(args.images), len(args.masks), len(args.learning_rates)}) > 1:
         raise UserError("--sides, --minutes, --images, --masks and --learning_rates: expected one value per stage each")
@@ -336,6 +339,9 @@ def main(args: argparse.Namespace) -> None:
         saved = torch.load(state_path, map_location="cpu", weights_only=True)
         state, model_state, ema_state, optimiser_states = (
             saved[name] for name in ("state", "model", "ema", "optimisers"))
+    elif args.init:
+        model_state = ema_state = {name: value.float() for name, value in read_state_dict(Path(args.init)).items()}
+        state["step"] = SHARP_STEP
 
     full_side = SAM_TYPES[MODEL_TYPE].image_size
     judge = build_sam(MODEL_TYPE).to(device)
@@ -406,7 +412,8 @@ def main(args: argparse.Namespace) -> None:
             rate = learning_rate(peak, end, state["stage_step"], args.warmup, state["stage_seconds"] / budget)
             for group in (group for optimiser in optimisers for group in optimiser.param_groups):
                 group["lr"] = group["lr_scale"] * rate
-            loss, iou = training_loss(sam, batch, rng, min(1.0, max(0.0, state["step"] / 1000 - 0.5)))
+            loss, iou = training_loss(sam, batch, rng,
+                                      min(1.0, max(0.0, (state["step"] + 1000 - SHARP_STEP) / 1000)))
             loss.backward()
             norm = torch.nn.utils.clip_grad_norm_(sam.parameters(), args.clip)
             if torch.isfinite(norm):
