@@ -7,10 +7,12 @@ Writes  checkpoints/: sam_lora_final.ckpt (best validation epoch), last.ckpt (fo
     python train.py --train_csv train_reformatted.csv --val_csv val_reformatted.csv --model_type vit_b
     python train.py --model_type vit_mini                 the small SAM that ships: a laptop is enough
     python train.py --model_type vit_b --resume           go on after an interruption, with the same flags
+    torchrun --nproc_per_node 4 train.py --model_type vit_b      four GPUs; --batch_size is that of each
 """
 
 import argparse
 import contextlib
+import hashlib
 import math
 import sys
 import time
@@ -48,6 +50,8 @@ def get_args_parser() -> argparse.ArgumentParser:
                            "the mask; mixed: random for half of the rows. Validation always has the table's")
     data.add_argument("--flip", action=argparse.BooleanOptionalAction, default=True,
                       help="mirror training images at random, left to right and top to bottom")
+    data.add_argument("--color_jitter", type=cli.share, default=0.0, metavar="F",
+                      help="change brightness, contrast and saturation of training images by up to this share")
     cli.add_num_workers(data, 2)
 
     model = parser.add_argument_group("model")
@@ -67,12 +71,16 @@ def get_args_parser() -> argparse.ArgumentParser:
                       help=f"layers of each encoder block that get LoRA: {', '.join(LORA_TARGETS)}")
     lora.add_argument("--lora_blocks", type=cli.non_negative_int, metavar="N",
                       help="adapt the last N encoder blocks only; default: all; 0 leaves the encoder frozen")
+    lora.add_argument("--rslora", action="store_true", help="scale by alpha / sqrt(rank): for large ranks")
+    lora.add_argument("--dora", action="store_true",
+                      help="DoRA: train the length of each output's weights beside their direction; slower")
 
     optimisation = parser.add_argument_group("optimisation")
     optimisation.add_argument("--num_epochs", type=cli.positive_int, default=20, metavar="N",
                               help="passes over the training table")
     optimisation.add_argument("--batch_size", type=cli.positive_int, metavar="N",
-                              help="images a step; default: " + _by_model("batch_size"))
+                              help="images a step (of each process under torchrun); default: "
+                                   + _by_model("batch_size"))
     optimisation.add_argument("--grad_accum", type=cli.positive_int, default=1, metavar="N",
                               help="batches whose gradients are added up before a step: larger steps, same memory")
     optimisation.add_argument("--learning_rate", type=cli.non_negative_float, metavar="LR",
@@ -85,6 +93,9 @@ def get_args_parser() -> argparse.ArgumentParser:
     optimisation.add_argument("--multimask_weight", type=cli.non_negative_float, default=0.25, metavar="W",
                               help="weight of the best of the three ambiguity masks, which automatic mask generation "
                                    "uses; 0 leaves them behind")
+    optimisation.add_argument("--ema", type=cli.share, default=0.0, metavar="D",
+                              help="validate and keep a moving average of the weights: 0.99 averages about the last "
+                                   "100 steps; 0: the weights themselves")
     optimisation.add_argument("--patience", type=cli.positive_int, default=5, metavar="N",
                               help="stop after this many epochs without a better validation IoU")
     optimisation.add_argument("--stop_after_epoch", type=cli.positive_int, metavar="N",
@@ -94,7 +105,8 @@ def get_args_parser() -> argparse.ArgumentParser:
     hardware = parser.add_argument_group("hardware")
     cli.add_device(hardware)
     hardware.add_argument("--precision", choices=("auto", "fp32", "bf16", "fp16"), default="auto",
-                          help="auto: bf16 on a GPU that has it, fp16 on one that has not, fp32 on the CPU")
+                          help="auto: bf16 on a GPU that has it, fp16 on one that has not; on a CPU fp32, or bf16 if "
+                               "it has instructions for it and measures faster")
     hardware.add_argument("--grad_checkpoint", action="store_true",
                           help="recompute encoder blocks in the backward pass: less memory, more time")
     hardware.add_argument("--compile", action="store_true", help="torch.compile the image encoder")
@@ -128,42 +140,60 @@ def main(args: argparse.Namespace) -> None:
     if args.resume and not (save_dir / contracts.LAST_CHECKPOINT).is_file():
         raise UserError(f"{save_dir / contracts.LAST_CHECKPOINT}: no such file, so nothing to go on with; "
                         "run without --resume")
+    import torch
+
+    from sam_lora import distributed
+    from sam_lora.sam import select_device
+    ranks = distributed.ranks_of_environment()
+    device = select_device(distributed.own_device(args.device, ranks))
     try:
-        train(args, save_dir, existing)
+        with distributed.joined(ranks, device):
+            train(args, save_dir, existing, ranks, device)
+    except torch.cuda.OutOfMemoryError as error:
+        card = torch.cuda.get_device_properties(device)
+        raise UserError(out_of_memory(args, torch.cuda.max_memory_allocated(device), card.total_memory)) from error
     except KeyboardInterrupt:
-        if (save_dir / contracts.LAST_CHECKPOINT).is_file():
+        if ranks.first and (save_dir / contracts.LAST_CHECKPOINT).is_file():
             print(f"\nthe last finished epoch is in {save_dir / contracts.LAST_CHECKPOINT}; go on with --resume",
                   file=sys.stderr)
         raise
 
 
-def train(args: argparse.Namespace, save_dir: Path, existing: list[Path]) -> None:
+def train(args: argparse.Namespace, save_dir: Path, existing: list[Path], ranks, device) -> None:
     import pandas as pd
     import torch
 
-    from sam_lora import checkpoints, dataset, figures, metrics
+    from sam_lora import checkpoints, dataset, distributed, figures, metrics
     from sam_lora import sam as sam_module
+    from sam_lora.ema import WeightAverage
     from sam_lora.evaluation import predict
     from sam_lora.lora import trainable_parameters
     from sam_lora.losses import MASK_LOSSES
 
+    def say(text: str) -> None:
+        if ranks.first:
+            print(text)
+
     # ---- data: everything that can be wrong with the tables is said before the model is built
-    train_samples = dataset.read_samples(args.train_csv)
-    dataset.check_samples(train_samples, args.train_csv, need_labels=True)
     val_csv = find_val_csv(args)
     val_samples = []
-    if val_csv:
-        val_samples = dataset.read_samples(val_csv)
-        dataset.check_samples(val_samples, val_csv, need_labels=True)
+    with distributed.one_first(ranks):
+        train_samples = dataset.read_samples(args.train_csv)
+        dataset.check_samples(train_samples, args.train_csv, need_labels=True)
+        if val_csv:
+            val_samples = dataset.read_samples(val_csv)
+            dataset.check_samples(val_samples, val_csv, need_labels=True)
+    distributed.check_agreement(ranks, run_digest(args, val_csv), "the flags or tables")
 
     # ---- model
     torch.manual_seed(args.seed)  # LoRA's A is drawn from torch's global generator
-    device = sam_module.select_device(args.device)
-    autocast, scaler, precision = select_precision(args.precision, device)
-    sam, base_sha256 = sam_module.load_sam(args.model_type, args.checkpoint, args.image_size)
+    with distributed.one_first(ranks):  # one downloads, the others find the file
+        sam, base_sha256 = sam_module.load_sam(args.model_type, args.checkpoint, args.image_size)
     image_size = sam.image_encoder.img_size
+    autocast, scaler, precision = select_precision(args.precision, device, sam, ranks)
     lora = {"rank": args.lora_rank, "alpha": args.lora_alpha, "dropout": args.lora_dropout,
-            "targets": sorted(set(args.lora_targets)), "blocks": args.lora_blocks}
+            "targets": sorted(set(args.lora_targets)), "blocks": args.lora_blocks, "rslora": args.rslora,
+            "dora": args.dora}
     adapted = checkpoints.prepare_for_training(sam, lora, args.train_decoder)
     if args.grad_checkpoint:
         sam_module.checkpoint_blocks(sam)
@@ -172,43 +202,53 @@ def train(args: argparse.Namespace, save_dir: Path, existing: list[Path]) -> Non
         sam.image_encoder.compile()
     trainable = trainable_parameters(sam)
     count, total = (sum(p.numel() for p in ps) for ps in (trainable.values(), sam.parameters()))
-    print(f"{args.model_type} at {image_size} px on {device} in {precision}: LoRA on {len(adapted)} layers, "
-          f"{count:,} of {total:,} parameters train ({count / total:.1%})")
-    print(f"{len(train_samples)} training rows, {len(val_samples)} validation rows"
-          + ("" if val_samples else ": without validation, the last epoch is the final one"))
+    say(f"{args.model_type} at {image_size} px on {device} in {precision}: LoRA on {len(adapted)} layers, "
+        f"{count:,} of {total:,} parameters train ({count / total:.1%})"
+        + (f"; {ranks.world_size} processes" if ranks.world_size > 1 else ""))
+    say(f"{len(train_samples)} training rows, {len(val_samples)} validation rows"
+        + ("" if val_samples else ": without validation, the last epoch is the final one"))
 
     pin = device.type == "cuda"
     shuffle, augmentation = torch.Generator(), torch.Generator()
     train_set = dataset.PromptedImages(train_samples, image_size, args.prompts_per_image, True, False)
-    train_loader = dataset.make_loader(train_set, image_size, args.batch_size, args.num_workers, pin, shuffle)
+    train_loader = dataset.make_loader(train_set, image_size, args.batch_size, args.num_workers, pin, shuffle,
+                                       ranks.rank, ranks.world_size)
     val_loader = None
     if val_samples:
         val_set = dataset.PromptedImages(val_samples, image_size, args.prompts_per_image, True, True)
-        val_loader = dataset.make_loader(val_set, image_size, args.batch_size, args.num_workers, pin)
+        val_loader = dataset.make_loader(val_set, image_size, args.batch_size, args.num_workers, pin,
+                                         rank=ranks.rank, world_size=ranks.world_size)
 
-    optimizer = torch.optim.AdamW(trainable.values(), lr=args.learning_rate, weight_decay=args.weight_decay)
+    optimizer = torch.optim.AdamW(trainable.values(), lr=args.learning_rate, weight_decay=args.weight_decay, fused=True)
+    average = WeightAverage(trainable, args.ema) if args.ema else None
     steps_per_epoch = math.ceil(len(train_loader) / args.grad_accum)
     mask_loss = MASK_LOSSES[args.loss]
+    loss_of = distributed.replicate(
+        lambda model, batch: batch_loss(model, batch, mask_loss, args.multimask_weight), sam, ranks, device)
     header = {"model_type": args.model_type, "image_size": image_size, "base_sha256": base_sha256, "lora": lora,
               "train_decoder": args.train_decoder, "prompt": prompt_kind(train_samples), "epoch": 0, "metrics": {},
               "args": dict(vars(args)),
               "versions": checkpoints.library_versions()}
-    run = {"epoch": 0, "step": 0, "log": [], "top": [], "best_epoch": 0, "best_iou": -1.0, "best_state": {}}
+    run = {"epoch": 0, "log": [], "top": [], "best_epoch": 0, "best_iou": -1.0, "best_state": {}}
     if args.resume:
-        run = resume(save_dir / contracts.LAST_CHECKPOINT, header, sam, optimizer, scaler)
-        print(f"resumed after epoch {run['epoch']}")
+        run = resume(save_dir / contracts.LAST_CHECKPOINT, header, sam, optimizer, scaler, average)
+        say(f"resumed after epoch {run['epoch']}")
 
     def validate() -> tuple[float, float]:
         """(mean loss, mean IoU at full resolution) on the validation table; NaN without one."""
         if val_loader is None:
             return math.nan, math.nan
         sam.eval()
+        scores = torch.zeros(len(val_samples), 2, dtype=torch.float64)  # each process fills in its own rows
         predictions = predict(sam, dataset.batches(val_loader), device, autocast, mask_loss)
-        scores = [(found.loss, metrics.iou(found.mask, found.truth))
-                  for found in progress(predictions, "validation", len(val_samples), "mask")]
-        return tuple(sum(column) / len(scores) for column in zip(*scores))
+        for found in progress(predictions, "validation", len(val_samples) // ranks.world_size, "mask", ranks.first):
+            scores[found.row] = torch.tensor([found.loss, metrics.iou(found.mask, found.truth)])
+        loss, iou = (distributed.add_up(scores.flatten(), ranks).reshape(-1, 2).sum(dim=0) / len(scores)).tolist()
+        return loss, iou
 
     def write_log() -> None:
+        if not ranks.first:
+            return
         log = pd.DataFrame(run["log"])
         contracts.write_table(log, save_dir / contracts.TRAINING_LOG)
         figures.training_curves(log, save_dir / contracts.TRAINING_CURVES)
@@ -216,13 +256,14 @@ def train(args: argparse.Namespace, save_dir: Path, existing: list[Path]) -> Non
     if run["epoch"] == 0 and not run["log"]:
         started = time.perf_counter()
         val_loss, val_iou = validate()
-        save_dir.mkdir(parents=True, exist_ok=True)
-        for path in existing:  # --overwrite: the earlier run goes once the new one is known to work
-            path.unlink()
+        if ranks.first:
+            save_dir.mkdir(parents=True, exist_ok=True)
+            for path in existing:  # --overwrite: the earlier run goes once the new one is known to work
+                path.unlink(missing_ok=True)
         run["log"].append(log_row(0, val_loss=val_loss, val_iou=val_iou, seconds=time.perf_counter() - started))
         write_log()
         if val_samples:
-            print(f"epoch 0 (untuned): validation IoU {val_iou:.4f}")
+            say(f"epoch 0 (untuned): validation IoU {val_iou:.4f}")
 
     # ---- the loop
     last_epoch = min(args.num_epochs, args.stop_after_epoch or args.num_epochs)
@@ -232,48 +273,53 @@ def train(args: argparse.Namespace, save_dir: Path, existing: list[Path]) -> Non
         shuffle.manual_seed(args.seed * 1_000_003 + epoch)
         augmentation.manual_seed(args.seed * 1_000_003 + epoch)
         draws = dataset.augmentation_draws(train_samples, augmentation)
-        torch.manual_seed(args.seed * 1_000_003 + epoch)
+        torch.manual_seed((args.seed * 1_000_003 + epoch) * ranks.world_size + ranks.rank)
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
         sam.train()
-        bar = progress(dataset.batches(train_loader), f"epoch {epoch}/{args.num_epochs}", len(train_loader), "batch")
+        bar = progress(dataset.batches(train_loader), f"epoch {epoch}/{args.num_epochs}", len(train_loader), "batch",
+                       ranks.first)
         figures_of_epoch = train_one_epoch(
-            sam, bar, len(train_loader), optimizer, scaler, autocast, device, args, mask_loss, draws,
-            first_step=run["step"], total_steps=args.num_epochs * steps_per_epoch)
-        run["step"] += steps_per_epoch
+            sam, loss_of, bar, train_loader.batch_sampler, optimizer, scaler, average, autocast, device, args, draws,
+            ranks, first_step=(epoch - 1) * steps_per_epoch, total_steps=args.num_epochs * steps_per_epoch)
         training_seconds = time.perf_counter() - started
-        val_loss, val_iou = validate()
+        with average.applied() if average else contextlib.nullcontext():
+            val_loss, val_iou = validate()
+            state = checkpoints.trained_state(sam)  # one copy, which the files share
         run["epoch"] = epoch
         run["log"].append(log_row(
             epoch, **figures_of_epoch, val_loss=val_loss, val_iou=val_iou, seconds=time.perf_counter() - started,
             images_per_s=len(train_set) / training_seconds, peak_memory_mb=peak_memory_mb(device)))
 
-        # ---- keep: the best k, the last, the log. The state is copied once and shared by the files
-        state = checkpoints.trained_state(sam)
+        # ---- keep: the best k, the last, the log
         header |= {"epoch": epoch, "metrics": {"val_iou": val_iou, "train_iou": figures_of_epoch["train_iou"],
                                                "untuned_val_iou": run["log"][0]["val_iou"]}}
         improved = not val_samples or val_iou > run["best_iou"]
         if improved:
             run |= {"best_epoch": epoch, "best_iou": val_iou if val_samples else -1.0, "best_state": state,
                     "best_metrics": header["metrics"]}
-        if val_samples and args.save_top_k:
+        if val_samples and args.save_top_k and ranks.first:
             keep_top(run["top"], args.save_top_k, save_dir, header, state)
-        checkpoints.save_checkpoint(save_dir / contracts.LAST_CHECKPOINT, header, state, training={
-            **run, "optimizer": optimizer.state_dict(), "scaler": scaler.state_dict(),
-            "random_state": torch.get_rng_state()})
+        if ranks.first:
+            checkpoints.save_checkpoint(save_dir / contracts.LAST_CHECKPOINT, header, state, training={
+                **run, "optimizer": optimizer.state_dict(), "scaler": scaler.state_dict(),
+                "random_state": torch.get_rng_state(),
+                **({"average": average.state(), "weights": checkpoints.trained_state(sam)} if average else {})})
         write_log()
         row = run["log"][-1]
-        print(f"epoch {epoch}: loss {row['train_loss']:.4f}, train IoU {row['train_iou']:.4f}"
-              + (f", validation IoU {val_iou:.4f}{' (best)' if improved else ''}" if val_samples else "")
-              + f", {row['seconds']:.0f} s")
+        say(f"epoch {epoch}: loss {row['train_loss']:.4f}, train IoU {row['train_iou']:.4f}"
+            + (f", validation IoU {val_iou:.4f}{' (best)' if improved else ''}" if val_samples else "")
+            + f", {row['seconds']:.0f} s")
         if val_samples and epoch - run["best_epoch"] >= args.patience:
-            print(f"no better validation IoU for {args.patience} epochs: stopped")
+            say(f"no better validation IoU for {args.patience} epochs: stopped")
             break
     else:
         if last_epoch < args.num_epochs:
-            print(f"stopped after epoch {last_epoch} of {args.num_epochs} as asked; go on with --resume")
+            say(f"stopped after epoch {last_epoch} of {args.num_epochs} as asked; go on with --resume")
             return
 
+    if not ranks.first:
+        return
     header |= {"epoch": run["best_epoch"], "metrics": run["best_metrics"]}
     final = save_dir / contracts.FINAL_CHECKPOINT
     checkpoints.save_checkpoint(final, header, run["best_state"])
@@ -284,64 +330,86 @@ def train(args: argparse.Namespace, save_dir: Path, existing: list[Path]) -> Non
               + ("" if run["best_iou"] > untuned else ": fine-tuning did NOT help; see the README's troubleshooting"))
 
 
-def train_one_epoch(sam, batches, num_batches: int, optimizer, scaler, autocast, device, args: argparse.Namespace,
-                    mask_loss, draws, first_step: int, total_steps: int) -> dict[str, float]:
-    """One pass over the training table; returns the epoch's mean losses and IoU, weighted by masks.
+def train_one_epoch(sam, loss_of, batches, share, optimizer, scaler, average, autocast, device,
+                    args: argparse.Namespace, draws, ranks, first_step: int, total_steps: int) -> dict[str, float]:
+    """One pass over the training table; returns the epoch's mean losses and IoU, weighted by masks, over all processes.
 
-    `draws` are the epoch's random numbers for mirroring and new points, from `dataset.augmentation_draws`.
+    `loss_of` gives `batch_loss` of a batch. `share` is the loader's batch sampler. `draws` are the epoch's random
+    numbers for augmentation, from `dataset.augmentation_draws`.
     """
     import torch
 
-    from sam_lora import dataset
+    from sam_lora import dataset, distributed
     from sam_lora.lora import check_gradients, trainable_parameters
     parameters = list(trainable_parameters(sam).values())
-    sums = {"train_loss": 0.0, "train_iou": 0.0}
-    masks_seen = skipped = bad_in_a_row = 0
-    step = first_step
+    started = time.perf_counter()
+    sums = torch.zeros(3, dtype=torch.float64)  # loss and IoU, each times masks; masks
+    waited, skipped, bad_in_a_row, step, finite = [0.0], 0, 0, first_step, True
+    num_batches = len(share)
     optimizer.zero_grad(set_to_none=True)
-    try:
-        for number, batch in enumerate(batches):
-            batch = batch.to(device)
-            if args.flip:
-                batch = dataset.mirror(batch, draws)
-            if share := PROMPT_SAMPLING[args.prompt_sampling]:
-                batch = dataset.draw_points_anew(batch, draws, share)
-            window = min(args.grad_accum, num_batches - number // args.grad_accum * args.grad_accum)
+    for number, batch in enumerate(timed(batches, waited)):
+        batch = batch.to(device)
+        if args.color_jitter:
+            batch = dataset.jitter_colours(batch, draws, args.color_jitter)
+        if args.flip:
+            batch = dataset.mirror(batch, draws)
+        if chance := PROMPT_SAMPLING[args.prompt_sampling]:
+            batch = dataset.draw_points_anew(batch, draws, chance)
+        window = min(args.grad_accum, num_batches - number // args.grad_accum * args.grad_accum)
+        window_ends = (number + 1) % args.grad_accum == 0 or number + 1 == num_batches
+        masks = len(batch.rows) if share.share(number) else 0   # a batch that only fills up counts nothing
+        with distributed.without_exchange(loss_of, not window_ends):
             with autocast:
-                loss, iou = batch_loss(sam, batch, mask_loss, args.multimask_weight)
-            if torch.isfinite(loss):
-                scaler.scale(loss / window).backward()
-                sums["train_loss"] += loss.item() * len(batch.rows)
-                sums["train_iou"] += iou.item() * len(batch.rows)
-                masks_seen += len(batch.rows)
-            if (number + 1) % args.grad_accum and number + 1 < num_batches:
-                continue
-            for group in optimizer.param_groups:
-                group["lr"] = args.learning_rate * schedule(step, total_steps, args.warmup)
-            finite = any(parameter.grad is not None for parameter in parameters)
+                loss, iou = loss_of(batch)
+            all_masks, bad = distributed.add_up([masks, not torch.isfinite(loss)], ranks).tolist()
+            finite = finite and not bad     # on every process, or they would wait for one another's gradients for ever
             if finite:
-                scaler.unscale_(optimizer)
-                if step == 0 and not scaler.is_enabled():
-                    check_gradients(sam)
-                finite = bool(torch.isfinite(torch.nn.utils.clip_grad_norm_(parameters, GRADIENT_CLIP)))
-                if finite:
-                    scaler.step(optimizer)
-                    bad_in_a_row = 0
-                scaler.update()
-            if not finite:
-                skipped += 1
-                bad_in_a_row += 1
-                if bad_in_a_row == MAX_BAD_STEPS:
-                    raise UserError(f"{MAX_BAD_STEPS} steps in a row had a loss or gradient that is not finite; "
-                                    "try --precision fp32, a smaller --learning_rate, and look at the masks")
-            optimizer.zero_grad(set_to_none=True)
-            step += 1
-    except torch.cuda.OutOfMemoryError as error:
-        raise UserError(f"out of GPU memory at batch_size {args.batch_size}; try in this order: --grad_checkpoint, "
-                        f"--batch_size {max(1, args.batch_size // 2)} --grad_accum {args.grad_accum * 2}, "
-                        "--image_size 512, --lora_blocks 4") from error
-    means = {name: value / max(1, masks_seen) for name, value in sums.items()}
-    return {**means, "learning_rate": optimizer.param_groups[0]["lr"], "skipped_steps": skipped}
+                # DistributedDataParallel takes the mean over processes; what is wanted is the mean over all masks
+                scaler.scale(loss * (masks * ranks.world_size / all_masks) / window).backward()
+                if masks:
+                    sums += torch.tensor([loss.item() * masks, iou.item() * masks, masks], dtype=torch.float64)
+        if not window_ends:
+            continue
+        for group in optimizer.param_groups:
+            group["lr"] = args.learning_rate * schedule(step, total_steps, args.warmup)
+        if finite:
+            scaler.unscale_(optimizer)
+            if step == 0 and not scaler.is_enabled():
+                check_gradients(sam)
+            finite = bool(torch.isfinite(torch.nn.utils.clip_grad_norm_(parameters, GRADIENT_CLIP)))
+            if finite:
+                scaler.step(optimizer)
+                bad_in_a_row = 0
+                if average:
+                    average.update()
+            scaler.update()
+        if not finite:
+            skipped += 1
+            bad_in_a_row += 1
+            if bad_in_a_row == MAX_BAD_STEPS:
+                raise UserError(f"{MAX_BAD_STEPS} steps in a row had a loss or gradient that is not finite; "
+                                "try --precision fp32, a smaller --learning_rate, and look at the masks")
+        optimizer.zero_grad(set_to_none=True)
+        finite = True
+        step += 1
+    *means, masks = distributed.add_up(sums, ranks).tolist()
+    return {"train_loss": means[0] / max(1, masks), "train_iou": means[1] / max(1, masks),
+            "data_wait": waited[0] / (time.perf_counter() - started),
+            "learning_rate": optimizer.param_groups[0]["lr"], "skipped_steps": skipped}
+
+
+def timed(iterable, waited: list[float]):
+    """The iterable's items; adds the seconds spent waiting for them to `waited[0]`."""
+    iterator = iter(iterable)
+    while True:
+        started = time.perf_counter()
+        try:
+            item = next(iterator)
+        except StopIteration:
+            return
+        finally:
+            waited[0] += time.perf_counter() - started
+        yield item
 
 
 def batch_loss(sam, batch, mask_loss, multimask_weight: float):
@@ -383,18 +451,53 @@ def schedule(step: int, total_steps: int, warmup: float) -> float:
     return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - rise) / max(1, total_steps - rise))))
 
 
-def select_precision(name: str, device):
-    """(autocast context, gradient scaler, name). auto: bf16 where the GPU has it, else fp16; fp32 on the CPU."""
+def select_precision(name: str, device, sam, ranks):
+    """(autocast context, gradient scaler, name). auto: bf16 where the GPU has it, else fp16; on a CPU what is faster.
+
+    float32 on a GPU multiplies matrices in TF32.
+    """
     import torch
+
+    from sam_lora import distributed
+    from sam_lora.sam import bf16_is_faster
     if name == "auto":
         name = "fp32"
         if device.type == "cuda":
             name = "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+        elif device.type == "cpu" and distributed.add_up([bf16_is_faster(sam)], ranks).item() == ranks.world_size:
+            name = "bf16"
     if name == "fp16" and device.type == "cpu":
         raise UserError("--precision fp16: needs a GPU; on the CPU give fp32 or bf16")
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision("high")
     types = {"bf16": torch.bfloat16, "fp16": torch.float16}
     autocast = torch.autocast(device.type, dtype=types[name]) if name in types else contextlib.nullcontext()
     return autocast, torch.amp.GradScaler(device.type, enabled=name == "fp16"), name
+
+
+def out_of_memory(args: argparse.Namespace, used: int, total: int) -> str:
+    """What to say when a GPU of `total` bytes is full, with `used` bytes at the peak: the flags to try, in order."""
+    tries = [
+        ("--grad_checkpoint", not args.grad_checkpoint),
+        (f"--batch_size {args.batch_size // 2} --grad_accum {args.grad_accum * 2}", args.batch_size > 1),
+        ("--prompts_per_image 2", args.prompts_per_image > 2),
+        ("--image_size 512", args.image_size is None or args.image_size > 512),
+        ("--lora_blocks 4", args.lora_blocks is None or args.lora_blocks > 4),
+        ("a smaller --model_type", args.model_type in ("vit_l", "vit_h"))]
+    flags = ", ".join(flag for flag, applies in tries if applies)
+    return (f"out of GPU memory: {used / 1e9:.1f} of {total / 1e9:.1f} GB were in use, with --model_type "
+            f"{args.model_type} --batch_size {args.batch_size}"
+            + (f" --image_size {args.image_size}" if args.image_size else "")
+            + f"; expected a step that fits; try in this order: {flags or 'a GPU with more memory'}")
+
+
+def run_digest(args: argparse.Namespace, val_csv: str | None) -> bytes:
+    """SHA-256 of what all processes of a run must have alike: the flags that shape the result, and the tables."""
+    flags = {name: value for name, value in vars(args).items() if name not in ("device", "num_workers", "save_dir")}
+    digest = hashlib.sha256(repr(sorted(flags.items())).encode())
+    for path in filter(None, (args.train_csv, val_csv)):
+        digest.update(Path(path).read_bytes())
+    return digest.digest()
 
 
 def find_val_csv(args: argparse.Namespace) -> str | None:
@@ -411,7 +514,7 @@ def prompt_kind(samples) -> str:
     return " and ".join(part for part in (points, "box" if any(sample.box for sample in samples) else "") if part)
 
 
-def resume(path: Path, header: dict, sam, optimizer, scaler) -> dict:
+def resume(path: Path, header: dict, sam, optimizer, scaler, average) -> dict:
     """Put the state of an earlier run back; returns what the loop needs. UserError if it was another kind of run."""
     from sam_lora import checkpoints
     content = checkpoints.load_checkpoint(path)
@@ -419,11 +522,20 @@ def resume(path: Path, header: dict, sam, optimizer, scaler) -> dict:
     if not isinstance(training, dict):
         raise UserError(f"{path}: holds no training state; --resume needs the last.ckpt of train.py")
     for name in ("model_type", "image_size", "base_sha256", "lora", "train_decoder"):
-        if content["header"][name] != header[name]:
-            raise UserError(f"{path}: was trained with {name} {content['header'][name]}, this run has {header[name]}; "
+        before = content["header"][name]
+        if name == "lora":
+            before = {"rslora": False, "dora": False, **before}  # absent in the first checkpoints
+        if before != header[name]:
+            raise UserError(f"{path}: was trained with {name} {before}, this run has {header[name]}; "
                             "resume with the same flags, or start anew in another --save_dir")
-    checkpoints.load_trained_state(sam, content["state"], path)
+    if ("average" in training) != (average is not None):
+        raise UserError(f"{path}: was trained {'with' if 'average' in training else 'without'} --ema, this run is not; "
+                        "resume with the same flags, or start anew in another --save_dir")
+    checkpoints.load_trained_state(sam, training.pop("weights", content["state"]), path)
     try:
+        if average:
+            average.load_state(training.pop("average"))
+        training.pop("step", None)  # earlier versions counted; it follows from the epoch
         optimizer.load_state_dict(training.pop("optimizer"))
         scaler.load_state_dict(training.pop("scaler"))
         training.pop("random_state")  # each epoch starts its generators anew; kept for those who look
@@ -447,11 +559,13 @@ def keep_top(top: list, k: int, save_dir: Path, header: dict, state: dict) -> No
 
 def log_row(epoch: int, train_loss: float = math.nan, train_iou: float = math.nan, val_loss: float = math.nan,
             val_iou: float = math.nan, learning_rate: float = math.nan, seconds: float = math.nan,
-            images_per_s: float = math.nan, peak_memory_mb: float = math.nan, skipped_steps: int = 0) -> dict:
+            images_per_s: float = math.nan, data_wait: float = math.nan, peak_memory_mb: float = math.nan,
+            skipped_steps: int = 0) -> dict:
     """One row of training_log.csv."""
     return {"epoch": epoch, "train_loss": train_loss, "val_loss": val_loss, "train_iou": train_iou, "val_iou": val_iou,
             "learning_rate": learning_rate, "seconds": round(seconds, 2), "images_per_s": round(images_per_s, 2),
-            "peak_memory_mb": round(peak_memory_mb, 1), "skipped_steps": skipped_steps}
+            "data_wait": round(data_wait, 4), "peak_memory_mb": round(peak_memory_mb, 1),
+            "skipped_steps": skipped_steps}
 
 
 def peak_memory_mb(device) -> float:
@@ -466,9 +580,9 @@ def peak_memory_mb(device) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e6
 
 
-def progress(iterable, description: str, total: int, unit: str):
+def progress(iterable, description: str, total: int, unit: str, shown: bool):
     from tqdm import tqdm
-    return tqdm(iterable, desc=description, total=total, unit=unit, leave=False, disable=None)
+    return tqdm(iterable, desc=description, total=total, unit=unit, leave=False, disable=None if shown else True)
 
 
 if __name__ == "__main__":

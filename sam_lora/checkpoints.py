@@ -2,8 +2,8 @@
 
 A file holds tensors and plain types only, so `torch.load(weights_only=True)` reads it:
     format, format_version
-    header    model_type, image_size, base_sha256, lora {rank, alpha, dropout, targets, blocks}, train_decoder, prompt,
-              epoch, metrics, args, versions
+    header    model_type, image_size, base_sha256, lora {rank, alpha, dropout, targets, blocks, rslora, dora},
+              train_decoder, prompt, epoch, metrics, args, versions
     state     name -> tensor: exactly the tensors that trained
     training  in last.ckpt only: what --resume needs
 """
@@ -38,7 +38,8 @@ def prepare_for_training(sam: Sam, lora: Mapping[str, Any], train_decoder: bool)
 
     Returns the adapted layers' names. Training and loading both come through here, so both see the same tensors.
     """
-    adapted = add_lora(sam, lora["rank"], lora["alpha"], lora["dropout"], lora["targets"], lora["blocks"])
+    adapted = add_lora(sam, lora["rank"], lora["alpha"], lora["dropout"], lora["targets"], lora["blocks"],
+                       lora.get("rslora", False), lora.get("dora", False))  # absent in the first checkpoints
     sam.mask_decoder.requires_grad_(train_decoder)
     return adapted
 

@@ -86,6 +86,14 @@ def non_negative_float(text: str) -> float:
     return value
 
 
+def share(text: str) -> float:
+    """argparse type: a number from 0 to below 1."""
+    value = float(text)
+    if not 0 <= value < 1:
+        raise argparse.ArgumentTypeError(f"must be from 0 to below 1, got {text}")
+    return value
+
+
 # ---- arguments that several scripts share: the same name, type and help everywhere -------------------------
 
 def add_overwrite(group: argparse._ActionsContainer) -> None:

@@ -4,6 +4,7 @@ One item is one image with up to `prompts_per_image` of its rows, so rows that s
 Images travel as uint8; the device normalises them (`sam.preprocess`).
 """
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,7 +13,7 @@ import cv2
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from sam_lora import contracts
 from sam_lora.errors import UserError
@@ -260,20 +261,65 @@ def collate_prompts(prompts: Sequence[Prompts]) -> Prompts:
     return Prompts(coords, labels, None if boxes.isnan().all() else boxes)
 
 
+class ShardedBatches(Sampler):
+    """Batches of indices for one of several processes, which together see what one with the whole batch would.
+
+    The order is cut into batches of `batch_size` x `world_size`, each batch into equal runs, one a process. The last
+    batch may be too small to give everybody something: then a process gets nothing, or, with `fill`, one image that
+    others have too, because all must take part in every step; `share` tells which it is.
+    """
+
+    def __init__(self, count: int, batch_size: int, rank: int = 0, world_size: int = 1,
+                 generator: torch.Generator | None = None, fill: bool = False) -> None:
+        self.count, self.batch_size, self.rank, self.world_size = count, batch_size, rank, world_size
+        self.generator, self.fill = generator, fill
+
+    def share(self, number: int) -> int:
+        """How many images of batch `number` are this process's own; 0 for one that only fills up."""
+        start, stop = self._run(min(self.batch_size * self.world_size,
+                                    self.count - number * self.batch_size * self.world_size))
+        return stop - start
+
+    def _run(self, size: int) -> tuple[int, int]:
+        return self.rank * size // self.world_size, (self.rank + 1) * size // self.world_size
+
+    def __len__(self) -> int:
+        batches = math.ceil(self.count / (self.batch_size * self.world_size))
+        return batches if self.fill else sum(self.share(number) > 0 for number in range(batches))
+
+    def __iter__(self) -> Iterator[list[int]]:
+        order = list(range(self.count))
+        if self.generator is not None:
+            order = torch.randperm(self.count, generator=self.generator).tolist()
+        whole = self.batch_size * self.world_size
+        for start in range(0, self.count, whole):
+            batch = order[start:start + whole]
+            own = batch[slice(*self._run(len(batch)))]
+            if own or self.fill:
+                yield own or batch[:1]
+
+
 def make_loader(dataset: PromptedImages, image_size: int, batch_size: int, num_workers: int, pin_memory: bool,
-                generator: torch.Generator | None = None) -> DataLoader:
-    """Batches of `batch_size` images, shuffled by `generator` if one is given, else in table order."""
-    return DataLoader(dataset, batch_size, shuffle=generator is not None, generator=generator, num_workers=num_workers,
-                      collate_fn=Collate(image_size), pin_memory=pin_memory, persistent_workers=num_workers > 0)
+                generator: torch.Generator | None = None, rank: int = 0, world_size: int = 1) -> DataLoader:
+    """Batches of `batch_size` images, shuffled by `generator` if one is given, else in table order.
+
+    With several processes each gets its share of them (`ShardedBatches`); shuffled ones are filled up.
+    """
+    sampler = ShardedBatches(len(dataset), batch_size, rank, world_size, generator, fill=generator is not None)
+    return DataLoader(dataset, batch_sampler=sampler, num_workers=num_workers, collate_fn=Collate(image_size),
+                      pin_memory=pin_memory, persistent_workers=num_workers > 0)
 
 
 def augmentation_draws(samples: Sequence[Sample], generator: torch.Generator) -> Tensor:
-    """(rows, 3 + most points) uniform numbers that decide on one epoch's augmentation.
+    """(rows, 3 + most points + 3) uniform numbers that decide on one epoch's augmentation.
 
-    One line for each row of the table, so that what happens to a row does not depend on the batch it is in.
+    The columns: mirrored in y, in x (`mirror`); new points, their ranks (`draw_points_anew`); brightness, contrast,
+    saturation (`jitter_colours`). One line for each row of the table, so that what happens to a row does not depend on
+    the batch it is in.
     """
     most = max(len(sample.points) for sample in samples)
-    return torch.rand(len(samples), 3 + most, generator=generator, dtype=torch.float64)
+    draws = torch.rand(len(samples), 3 + most, generator=generator, dtype=torch.float64)
+    return torch.cat([draws, torch.rand(len(samples), 3, generator=generator, dtype=torch.float64)], dim=1)
 
 
 def mirror(batch: Batch, draws: Tensor) -> Batch:
@@ -303,6 +349,24 @@ def mirror(batch: Batch, draws: Tensor) -> Batch:
         boxes = torch.cat([torch.where(turned, size - high, low), torch.where(turned, size - low, high)], dim=1)
     return replace(batch, images=moved(batch.images, order), targets=moved(batch.targets, order[image_index]),
                    prompts=Prompts(coords, batch.prompts.point_labels, boxes))
+
+
+def jitter_colours(batch: Batch, draws: Tensor, strength: float) -> Batch:
+    """The batch with each picture's brightness, contrast and saturation changed by up to `strength` (0 to 1) of it.
+
+    The factors are uniform in [1 - strength, 1 + strength]; the last three columns of `draws`, in the first row of an
+    image, decide. The padding stays.
+    """
+    from torchvision.transforms.v2 import functional
+    images = batch.images.clone()
+    first = torch.searchsorted(batch.image_index, torch.arange(len(images), device=batch.image_index.device)).cpu()
+    factors = 1 + strength * (2 * draws[torch.tensor(batch.rows)[first], -3:] - 1)      # (B, 3)
+    for image, (height, width), (brightness, contrast, saturation) in zip(
+            images, batch.input_sizes.tolist(), factors.tolist()):
+        picture = functional.adjust_brightness(image[:, :height, :width], brightness)
+        picture = functional.adjust_contrast(picture, contrast)
+        image[:, :height, :width] = functional.adjust_saturation(picture, saturation)
+    return replace(batch, images=images)
 
 
 def draw_points_anew(batch: Batch, draws: Tensor, share: float) -> Batch:

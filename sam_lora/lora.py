@@ -21,11 +21,12 @@ TARGETS = {"qkv": "attn.qkv", "proj": "attn.proj", "lin1": "mlp.lin1", "lin2": "
 
 
 def add_lora(sam: Sam, rank: int, alpha: float, dropout: float, targets: Sequence[str],
-             blocks: int | None = None) -> list[str]:
+             blocks: int | None = None, rslora: bool = False, dora: bool = False) -> list[str]:
     """Freeze `sam` and put LoRA beside the named layers of its image encoder; return the adapted layers' names.
 
-    `targets` are keys of TARGETS; `blocks` is the number of last blocks to adapt, None for all. Raises UserError when
-    the count of adapted layers is not targets x blocks.
+    `targets` are keys of TARGETS; `blocks` is the number of last blocks to adapt, None for all. `rslora` scales by
+    alpha / sqrt(rank) instead of alpha / rank (Kalajdzievski 2023); `dora` trains the length of each output's weights
+    beside their direction (Liu et al. 2024). Raises UserError when the count of adapted layers is not targets x blocks.
     """
     from peft import LoraConfig, inject_adapter_in_model
     from peft.tuners.lora import LoraLayer
@@ -39,6 +40,7 @@ def add_lora(sam: Sam, rank: int, alpha: float, dropout: float, targets: Sequenc
     numbers = "|".join(str(number) for number in range(depth - count, depth))
     layers = "|".join(re.escape(TARGETS[target]) for target in targets)
     config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, bias="none",
+                        use_rslora=rslora, use_dora=dora,
                         target_modules=rf"image_encoder\.blocks\.({numbers})\.({layers})")
     inject_adapter_in_model(config, sam)
     adapted = [name for name, module in sam.named_modules() if isinstance(module, LoraLayer)]

@@ -22,8 +22,8 @@ from sam_lora.sam import load_sam
 
 ROOT = Path(train.__file__).parent
 LOG_COLUMNS = ["epoch", "train_loss", "val_loss", "train_iou", "val_iou", "learning_rate", "seconds", "images_per_s",
-               "peak_memory_mb", "skipped_steps"]
-MEASURED = ["seconds", "images_per_s", "peak_memory_mb"]  # differ from run to run
+               "data_wait", "peak_memory_mb", "skipped_steps"]
+MEASURED = ["seconds", "images_per_s", "data_wait", "peak_memory_mb"]  # differ from run to run
 
 
 def command_line(crops, mini_weights, save_dir: Path, *more: str) -> list[str]:
