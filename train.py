@@ -266,6 +266,7 @@ def train(args: argparse.Namespace, save_dir: Path, existing: list[Path], ranks,
             say(f"epoch 0 (untuned): validation IoU {val_iou:.4f}")
 
     # ---- the loop
+    bad_in_a_row = 0  # steps
     last_epoch = min(args.num_epochs, args.stop_after_epoch or args.num_epochs)
     for epoch in range(run["epoch"] + 1, last_epoch + 1):
         started = time.perf_counter()
@@ -281,7 +282,9 @@ def train(args: argparse.Namespace, save_dir: Path, existing: list[Path], ranks,
                        ranks.first)
         figures_of_epoch = train_one_epoch(
             sam, loss_of, bar, train_loader.batch_sampler, optimizer, scaler, average, autocast, device, args, draws,
-            ranks, first_step=(epoch - 1) * steps_per_epoch, total_steps=args.num_epochs * steps_per_epoch)
+            ranks, first_step=(epoch - 1) * steps_per_epoch, total_steps=args.num_epochs * steps_per_epoch,
+            bad_in_a_row=bad_in_a_row)
+        bad_in_a_row = figures_of_epoch.pop("bad_in_a_row")
         training_seconds = time.perf_counter() - started
         with average.applied() if average else contextlib.nullcontext():
             val_loss, val_iou = validate()
@@ -331,7 +334,8 @@ def train(args: argparse.Namespace, save_dir: Path, existing: list[Path], ranks,
 
 
 def train_one_epoch(sam, loss_of, batches, share, optimizer, scaler, average, autocast, device,
-                    args: argparse.Namespace, draws, ranks, first_step: int, total_steps: int) -> dict[str, float]:
+                    args: argparse.Namespace, draws, ranks, first_step: int, total_steps: int,
+                    bad_in_a_row: int) -> dict[str, float]:
     """One pass over the training table; returns the epoch's mean losses and IoU, weighted by masks, over all processes.
 
     `loss_of` gives `batch_loss` of a batch. `share` is the loader's batch sampler. `draws` are the epoch's random
@@ -344,7 +348,7 @@ def train_one_epoch(sam, loss_of, batches, share, optimizer, scaler, average, au
     parameters = list(trainable_parameters(sam).values())
     started = time.perf_counter()
     sums = torch.zeros(3, dtype=torch.float64)  # loss and IoU, each times masks; masks
-    waited, skipped, bad_in_a_row, step, finite = [0.0], 0, 0, first_step, True
+    waited, skipped, step, finite = [0.0], 0, first_step, True
     num_batches = len(share)
     optimizer.zero_grad(set_to_none=True)
     for number, batch in enumerate(timed(batches, waited)):
@@ -393,7 +397,8 @@ def train_one_epoch(sam, loss_of, batches, share, optimizer, scaler, average, au
         finite = True
         step += 1
     *means, masks = distributed.add_up(sums, ranks).tolist()
-    return {"train_loss": means[0] / max(1, masks), "train_iou": means[1] / max(1, masks),
+    means = [value / masks if masks else math.nan for value in means]
+    return {"train_loss": means[0], "train_iou": means[1], "bad_in_a_row": bad_in_a_row,
             "data_wait": waited[0] / (time.perf_counter() - started),
             "learning_rate": optimizer.param_groups[0]["lr"], "skipped_steps": skipped}
 

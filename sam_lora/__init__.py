@@ -15,6 +15,8 @@ dataset.py         table row -> tensors, preprocessed exactly as SamPredictor do
 torchvision_ops.py torchvision beside a CPU-only torch
 sam.py             build, find, download and verify a SAM; encode images, decode prompts in a batch
 lora.py            add LoRA, count and check what trains, merge
+ema.py             a moving average of the weights that train
+distributed.py     several processes that train one model
 checkpoints.py     the small self-describing checkpoint: save, load, verify
 losses.py          mask losses
 metrics.py         IoU, Dice, boundary IoU

@@ -15,11 +15,13 @@ from sam_lora.dataset import (
     Collate,
     PromptedImages,
     Sample,
+    ShardedBatches,
     augmentation_draws,
     batches,
     check_samples,
     draw_points_anew,
     group_rows,
+    jitter_colours,
     make_loader,
     mask_to_target,
     mirror,
@@ -240,6 +242,25 @@ def test_shuffling_follows_its_generator(table):
     assert all(sorted(one) == [[0], [1], [2], [3]] for one in orders)
 
 
+@settings(max_examples=200, deadline=None)
+@given(count=st.integers(1, 60), batch_size=st.integers(1, 5), world_size=st.integers(1, 4), seed=st.integers(0, 9))
+def test_shards_are_the_whole_batch_cut_up(count, batch_size, world_size, seed):
+    def sampler(batch: int, rank: int, world: int, fill: bool) -> ShardedBatches:
+        return ShardedBatches(count, batch, rank, world, torch.Generator().manual_seed(seed), fill)
+    whole = list(sampler(batch_size * world_size, 0, 1, False))
+    assert sorted(index for batch in whole for index in batch) == list(range(count))
+    shards = [sampler(batch_size, rank, world_size, True) for rank in range(world_size)]
+    parts = [list(shard) for shard in shards]
+    for number, batch in enumerate(whole):  # every process has a part in every step, and the parts are the batch
+        own = [part[number][:shard.share(number)] for part, shard in zip(parts, shards)]
+        assert [index for part in own for index in part] == batch
+        assert all(len(part[number]) == max(1, shard.share(number)) for part, shard in zip(parts, shards))
+    assert all(len(part) == len(shard) == len(whole) for part, shard in zip(parts, shards))
+    kept = [sampler(batch_size, rank, world_size, False) for rank in range(world_size)]
+    assert sorted(index for shard in kept for batch in shard for index in batch) == list(range(count))
+    assert all(len(list(shard)) == len(shard) for shard in kept)
+
+
 @pytest.mark.parametrize("num_workers", [0, 1])
 @pytest.mark.parametrize(("spoil", "message"), [
     pytest.param(lambda path: path.write_bytes(path.read_bytes()[:200]), "tall.png: broken image", id="cut short"),
@@ -284,6 +305,26 @@ def test_mirroring_moves_picture_target_points_and_box_alike_and_leaves_the_padd
         if not np.isnan(x0):  # the box is still the object's own
             ys, xs = np.nonzero(target.numpy() > 127)
             assert np.allclose((x0, y0, x1, y1), (xs.min(), ys.min(), xs.max() + 1, ys.max() + 1), atol=1)
+
+
+def test_jitter_changes_colours_by_the_factors_drawn_and_leaves_the_padding(table):
+    batch = whole_batch(table)
+    draws = torch.full((4, 7), 0.5, dtype=torch.float64)
+    assert torch.equal(jitter_colours(batch, draws, 0.4).images, batch.images)
+    draws[1, -3] = 0.75                                   # brightness 1.2 for row 1, the second image
+    images = jitter_colours(batch, draws, 0.4).images
+    assert torch.equal(images[[0, 2]], batch.images[[0, 2]])
+    height, width = batch.input_sizes[1].tolist()
+    expected = (batch.images[1, :, :height, :width].float() * 1.2).clamp(max=255)
+    assert (images[1, :, :height, :width].float() - expected).abs().max() <= 1
+    assert not images[1, :, height:].any() and not images[1, :, :, width:].any()
+    draws[1, -3:] = torch.tensor([0.5, 0.5, 0.0])         # saturation 0.6: channels move towards one another
+    pale = jitter_colours(batch, draws, 0.4).images[1, :, :height, :width].float()
+    before = batch.images[1, :, :height, :width].float()
+    assert (pale.std(dim=0).mean() / before.std(dim=0).mean()).item() == pytest.approx(0.6, abs=0.05)
+    draws[1, -3:] = torch.tensor([0.5, 0.0, 0.5])         # contrast 0.6
+    flat = jitter_colours(batch, draws, 0.4).images[1, :, :height, :width].float()
+    assert (flat.std() / before.std()).item() < 0.85
 
 
 def test_rows_of_one_image_are_mirrored_together_and_half_of_the_images_are(table):

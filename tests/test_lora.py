@@ -57,6 +57,32 @@ def test_fresh_lora_changes_nothing_and_merged_lora_equals_unmerged(sam):
     assert sam.state_dict().keys() == names
 
 
+@pytest.mark.parametrize("kind", ["rslora", "dora"])
+def test_other_kinds_start_at_the_base_and_merge(sam, kind):
+    base = embed(sam)
+    names = sam.state_dict().keys()
+    add_lora(sam, 4, 8, 0.0, ["qkv", "lin1"], **{kind: True})
+    assert (embed(sam) - base).abs().max() < 1e-4
+    assert any("magnitude" in name for name in trainable_parameters(sam)) == (kind == "dora")
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for name, parameter in trainable_parameters(sam).items():
+            if "lora_B" in name:
+                parameter.normal_(std=0.1)
+    apart = embed(sam)
+    assert (apart - base).abs().max() > 0.01
+    merge_lora(sam)
+    assert (embed(sam) - apart).abs().max() < 1e-4
+    assert sam.state_dict().keys() == names
+
+
+def test_rslora_is_scaled_by_the_root_of_the_rank(sam):
+    from peft.tuners.lora import LoraLayer
+    add_lora(sam, 16, 32, 0.0, ["qkv"], rslora=True)
+    scales = {layer.scaling["default"] for layer in sam.modules() if isinstance(layer, LoraLayer)}
+    assert scales == {32 / 16 ** 0.5}
+
+
 def test_too_many_blocks_is_an_error(sam):
     with pytest.raises(UserError, match="this SAM has 6 blocks"):
         add_lora(sam, 4, 8, 0.0, ["qkv"], 7)

@@ -98,6 +98,43 @@ def test_two_and_two_epochs_equal_four(crops, mini_weights, tmp_path):
     assert files(tmp_path / "four") == files(tmp_path / "halves")
 
 
+def test_averaged_weights_are_what_is_validated_and_kept_and_go_on_after_a_stop(crops, mini_weights, tmp_path):
+    flags = ("--num_epochs", "3", "--ema", "0.8")
+    run(*command_line(crops, mini_weights, tmp_path / "whole", *flags))
+    run(*command_line(crops, mini_weights, tmp_path / "halves", *flags, "--stop_after_epoch", "1"))
+    with pytest.raises(UserError, match="was trained with --ema"):
+        run(*command_line(crops, mini_weights, tmp_path / "halves", "--num_epochs", "3", "--resume"))
+    run(*command_line(crops, mini_weights, tmp_path / "halves", *flags, "--resume"))
+    logs = [pd.read_csv(tmp_path / name / "training_log.csv").drop(columns=MEASURED) for name in ("whole", "halves")]
+    pd.testing.assert_frame_equal(*logs, check_exact=True)
+    run(*command_line(crops, mini_weights, tmp_path / "plain", "--num_epochs", "3"))
+    plain, last = (load_checkpoint(tmp_path / name / "last.ckpt") for name in ("plain", "whole"))
+    own, average = last["training"]["weights"], last["state"]
+    assert all(torch.equal(own[name], plain["state"][name]) for name in own)  # averaging changes no step
+    assert any(not torch.equal(own[name], average[name]) for name in own)
+    assert all(torch.equal(average[name], last["training"]["average"][name]) for name in average)
+
+
+def test_full_memory_is_told_with_figures_and_the_flags_to_try_in_order():
+    def said(*flags: str) -> str:
+        return train.out_of_memory(train.get_args_parser().parse_args(["--model_type", "vit_b", *flags]),
+                                   23_400_000_000, 24_000_000_000)
+    text = said("--batch_size", "8")
+    assert "23.4 of 24.0 GB" in text and "--batch_size 8" in text and "\n" not in text
+    tries = ["--grad_checkpoint", "--batch_size 4 --grad_accum 2", "--prompts_per_image 2", "--image_size 512",
+             "--lora_blocks 4"]
+    assert text.index("in this order") < text.index(tries[0])
+    assert [text.index(flag) for flag in tries] == sorted(text.index(flag) for flag in tries)
+    assert "--grad_checkpoint" not in said("--batch_size", "1", "--grad_checkpoint")
+    assert "--batch_size 0" not in said("--batch_size", "1")
+
+
+def test_a_loss_that_is_not_finite_skips_the_step_and_ten_in_a_row_end_the_run(crops, mini_weights, tmp_path):
+    with pytest.raises(UserError, match="10 steps in a row had a loss or gradient that is not finite"):
+        run(*command_line(crops, mini_weights, tmp_path / "out", "--learning_rate", "1e30", "--warmup", "0",
+                          "--num_epochs", "9"))
+
+
 def test_gradient_accumulation_equals_the_larger_batch(crops, mini_weights, tmp_path):
     for name, flags in (("large", ("--batch_size", "6")), ("added", ("--batch_size", "2", "--grad_accum", "3"))):
         run(*command_line(crops, mini_weights, tmp_path / name, "--num_epochs", "1", *flags))
@@ -117,6 +154,9 @@ def test_gradient_accumulation_equals_the_larger_batch(crops, mini_weights, tmp_
     pytest.param(("--precision", "bf16"), id="bf16"),
     pytest.param(("--grad_checkpoint",), id="recomputed blocks"),
     pytest.param(("--num_workers", "2"), id="two workers"),
+    pytest.param(("--color_jitter", "0.3", "--ema", "0.9"), id="colours and averaged weights"),
+    pytest.param(("--rslora", "--lora_targets", "qkv", "proj"), id="rsLoRA"),
+    pytest.param(("--dora",), id="DoRA"),
 ])
 def test_options_run_and_what_they_write_loads(crops, mini_weights, tmp_path, flags):
     run(*command_line(crops, mini_weights, tmp_path / "out", "--num_epochs", "1", *flags))
