@@ -23,6 +23,7 @@ from sam_lora.errors import UserError
 
 LORA_TARGETS = ("qkv", "proj", "lin1", "lin2")
 PROMPT_SAMPLING = {"table": 0.0, "random": 1.0, "mixed": 0.5}  # share of rows that get other points in an epoch
+PIXEL_AUGMENTATION = {"flip": (True, False), "color_jitter": (0.0, 0.0)}  # default without and with kept features
 LOSSES = ("bce_iou", "focal_dice", "bce_dice")
 BY_MODEL = {  # defaults that differ: the small SAM learns faster, and fits many images in a batch
     "vit_mini": {"batch_size": 8, "learning_rate": 1e-3},
@@ -48,10 +49,12 @@ def get_args_parser() -> argparse.ArgumentParser:
     data.add_argument("--prompt_sampling", choices=PROMPT_SAMPLING, default="mixed",
                       help="table: the table's points in every epoch; random: in every epoch as many other points of "
                            "the mask; mixed: random for half of the rows. Validation always has the table's")
-    data.add_argument("--flip", action=argparse.BooleanOptionalAction, default=True,
-                      help="mirror training images at random, left to right and top to bottom")
-    data.add_argument("--color_jitter", type=cli.share, default=0.0, metavar="F",
-                      help="change brightness, contrast and saturation of training images by up to this share")
+    data.add_argument("--flip", action=argparse.BooleanOptionalAction,
+                      help="mirror training images at random, left to right and top to bottom; default: on, unless "
+                           "--feature_cache is")
+    data.add_argument("--color_jitter", type=cli.share, metavar="F",
+                      help="change brightness, contrast and saturation of training images by up to this share; "
+                           "default: 0")
     cli.add_num_workers(data, 2)
 
     model = parser.add_argument_group("model")
@@ -111,6 +114,18 @@ def get_args_parser() -> argparse.ArgumentParser:
                           help="recompute encoder blocks in the backward pass: less memory, more time")
     hardware.add_argument("--compile", action="store_true", help="torch.compile the image encoder")
 
+    cache = parser.add_argument_group("frozen work, done once")
+    cache.add_argument("--feature_cache", action=argparse.BooleanOptionalAction,
+                       help="keep what the frozen encoder blocks make of each image, so that only the first epoch pays "
+                            "for them; default: on where --lora_blocks leaves frozen blocks and --flip was not given")
+    cache.add_argument("--cache_ram_gb", type=cli.non_negative_float, default=4, metavar="GB",
+                       help="keep up to so much of it in memory too")
+    cache.add_argument("--cache_dir", metavar="DIR",
+                       help="keep it in this folder, for later runs too; it may be deleted at any time; default: "
+                            f"{contracts.FEATURE_CACHE_FOLDER} in --save_dir")
+    cache.add_argument("--cache_precision", choices=("fp32", "fp16", "bf16"), default="fp32",
+                       help="numbers it is kept in: fp32 is exact, the others take half the room")
+
     output = parser.add_argument_group("output")
     output.add_argument("--save_dir", default=contracts.CHECKPOINTS_FOLDER, metavar="DIR", help="checkpoints go here")
     output.add_argument("--save_top_k", type=cli.non_negative_int, default=3, metavar="K",
@@ -130,6 +145,9 @@ def main(args: argparse.Namespace) -> None:
         get_args_parser().error("--resume goes on with a run and --overwrite throws it away: give one of them")
     if args.lora_blocks == 0 and not args.train_decoder:
         get_args_parser().error("--lora_blocks 0 with --no-train_decoder leaves nothing to train")
+    if args.feature_cache and (changing := pixel_augmentation(args)):
+        get_args_parser().error(f"--feature_cache keeps the features of unchanged images and {changing[0]} changes "
+                                "them in every epoch: give one of them")
     for name, value in BY_MODEL[args.model_type].items():
         if getattr(args, name) is None:
             setattr(args, name, value)
@@ -159,6 +177,21 @@ def main(args: argparse.Namespace) -> None:
         raise
 
 
+def pixel_augmentation(args: argparse.Namespace) -> list[str]:
+    """The flags asked for that change the images' pixels."""
+    return [f"--{name}" for name in PIXEL_AUGMENTATION if getattr(args, name)]
+
+
+def settle_feature_cache(args: argparse.Namespace, depth: int) -> None:
+    """Fill in what was left open: are features kept, and what augmentation goes with that. `depth`: encoder blocks."""
+    if args.feature_cache is None:
+        leaves_frozen = args.lora_blocks is not None and args.lora_blocks < depth
+        args.feature_cache = leaves_frozen and not pixel_augmentation(args)
+    for name, defaults in PIXEL_AUGMENTATION.items():
+        if getattr(args, name) is None:
+            setattr(args, name, defaults[args.feature_cache])
+
+
 def train(args: argparse.Namespace, save_dir: Path, existing: list[Path], ranks, device) -> None:
     import pandas as pd
     import torch
@@ -167,6 +200,7 @@ def train(args: argparse.Namespace, save_dir: Path, existing: list[Path], ranks,
     from sam_lora import sam as sam_module
     from sam_lora.ema import WeightAverage
     from sam_lora.evaluation import predict
+    from sam_lora.feature_cache import FeatureCache
     from sam_lora.lora import trainable_parameters
     from sam_lora.losses import MASK_LOSSES
 
@@ -198,7 +232,13 @@ def train(args: argparse.Namespace, save_dir: Path, existing: list[Path], ranks,
     if args.grad_checkpoint:
         sam_module.checkpoint_blocks(sam)
     sam.to(device)
-    if args.compile:
+    depth = len(sam.image_encoder.blocks)
+    trained_blocks = depth if args.lora_blocks is None else args.lora_blocks
+    settle_feature_cache(args, depth)
+    if args.compile and args.feature_cache:  # the frozen part runs once, the rest block by block
+        for block in sam.image_encoder.blocks[depth - trained_blocks:]:
+            block.compile()
+    elif args.compile:
         sam.image_encoder.compile()
     trainable = trainable_parameters(sam)
     count, total = (sum(p.numel() for p in ps) for ps in (trainable.values(), sam.parameters()))
@@ -213,7 +253,7 @@ def train(args: argparse.Namespace, save_dir: Path, existing: list[Path], ranks,
     train_set = dataset.PromptedImages(train_samples, image_size, args.prompts_per_image, True, False)
     train_loader = dataset.make_loader(train_set, image_size, args.batch_size, args.num_workers, pin, shuffle,
                                        ranks.rank, ranks.world_size)
-    val_loader = None
+    val_set = val_loader = None
     if val_samples:
         val_set = dataset.PromptedImages(val_samples, image_size, args.prompts_per_image, True, True)
         val_loader = dataset.make_loader(val_set, image_size, args.batch_size, args.num_workers, pin,
@@ -234,13 +274,37 @@ def train(args: argparse.Namespace, save_dir: Path, existing: list[Path], ranks,
         run = resume(save_dir / contracts.LAST_CHECKPOINT, header, sam, optimizer, scaler, average)
         say(f"resumed after epoch {run['epoch']}")
 
+    # ---- frozen work is done once: what the frozen blocks make of each image
+    features = None
+    if args.feature_cache:
+        started = time.perf_counter()
+        folder = Path(args.cache_dir) if args.cache_dir else save_dir / contracts.FEATURE_CACHE_FOLDER
+        features = FeatureCache(sam, trained_blocks, base_sha256, device=device, autocast=autocast, precision=precision,
+                                stored_as=args.cache_precision, ram_bytes=int(args.cache_ram_gb * 1e9), folder=folder)
+        images = {sample.image for sample in (*train_samples, *val_samples)}
+        if ranks.world_size > 1:  # each encodes its share, then finds the others' in the folder
+            features.fill(sorted(images)[ranks.rank::ranks.world_size], args.batch_size)
+            distributed.add_up([0], ranks)
+        features.fill(sorted(images), args.batch_size)
+        train_set.sizes = features.sizes(images)
+        if val_set:
+            val_set.sizes = train_set.sizes
+        say("\n".join([f"features of {len(images)} images: {features.encoded} computed in "
+                       f"{time.perf_counter() - started:.0f} s, kept in {folder}; so images are not mirrored or "
+                       "changed in colour (--flip, --color_jitter do that instead)", *features.take_notes()]))
+
+    def load(loader):
+        """The loader's batches, with features instead of images where those are kept."""
+        found = dataset.batches(loader)
+        return features.attach(found) if features else found
+
     def validate() -> tuple[float, float]:
         """(mean loss, mean IoU at full resolution) on the validation table; NaN without one."""
         if val_loader is None:
             return math.nan, math.nan
         sam.eval()
         scores = torch.zeros(len(val_samples), 2, dtype=torch.float64)  # each process fills in its own rows
-        predictions = predict(sam, dataset.batches(val_loader), device, autocast, mask_loss)
+        predictions = predict(sam, load(val_loader), device, autocast, mask_loss)
         for found in progress(predictions, "validation", len(val_samples) // ranks.world_size, "mask", ranks.first):
             scores[found.row] = torch.tensor([found.loss, metrics.iou(found.mask, found.truth)])
         loss, iou = (distributed.add_up(scores.flatten(), ranks).reshape(-1, 2).sum(dim=0) / len(scores)).tolist()
@@ -278,7 +342,7 @@ def train(args: argparse.Namespace, save_dir: Path, existing: list[Path], ranks,
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
         sam.train()
-        bar = progress(dataset.batches(train_loader), f"epoch {epoch}/{args.num_epochs}", len(train_loader), "batch",
+        bar = progress(load(train_loader), f"epoch {epoch}/{args.num_epochs}", len(train_loader), "batch",
                        ranks.first)
         figures_of_epoch = train_one_epoch(
             sam, loss_of, bar, train_loader.batch_sampler, optimizer, scaler, average, autocast, device, args, draws,
@@ -309,6 +373,8 @@ def train(args: argparse.Namespace, save_dir: Path, existing: list[Path], ranks,
                 "random_state": torch.get_rng_state(),
                 **({"average": average.state(), "weights": checkpoints.trained_state(sam)} if average else {})})
         write_log()
+        for note in features.take_notes() if features else ():
+            say(note)
         row = run["log"][-1]
         say(f"epoch {epoch}: loss {row['train_loss']:.4f}, train IoU {row['train_iou']:.4f}"
             + (f", validation IoU {val_iou:.4f}{' (best)' if improved else ''}" if val_samples else "")
@@ -426,13 +492,14 @@ def batch_loss(sam, batch, mask_loss, multimask_weight: float):
     import torch
     from torch.nn import functional as F
 
+    from sam_lora.feature_cache import image_embeddings
     from sam_lora.losses import frame_iou
-    from sam_lora.sam import decode_all, frame_mask, preprocess, upscale_to_frame
-    side = batch.images.shape[-1]
-    embeddings = sam.image_encoder(preprocess(batch.images, batch.input_sizes, sam))        # (B, C, h, w)
+    from sam_lora.sam import decode_all, frame_mask, upscale_to_frame
+    side = batch.targets.shape[-1]
+    embeddings = image_embeddings(sam, batch)                                               # (B, C, h, w)
     masks, predicted_iou = decode_all(sam, embeddings[batch.image_index], batch.prompts)    # (N, 4, 4h, 4w), (N, 4)
     masks, predicted_iou = masks.float(), predicted_iou.float()
-    with torch.autocast(batch.images.device.type, enabled=False):
+    with torch.autocast(batch.targets.device.type, enabled=False):
         target = batch.targets.float() / 255                                               # (N, S, S)
         valid = frame_mask(batch.input_sizes, side)[batch.image_index, 0].float()
         single = upscale_to_frame(masks[:, :1], side)[:, 0]
@@ -498,7 +565,8 @@ def out_of_memory(args: argparse.Namespace, used: int, total: int) -> str:
 
 def run_digest(args: argparse.Namespace, val_csv: str | None) -> bytes:
     """SHA-256 of what all processes of a run must have alike: the flags that shape the result, and the tables."""
-    flags = {name: value for name, value in vars(args).items() if name not in ("device", "num_workers", "save_dir")}
+    apart = ("device", "num_workers", "save_dir", "cache_dir", "cache_ram_gb")
+    flags = {name: value for name, value in vars(args).items() if name not in apart}
     digest = hashlib.sha256(repr(sorted(flags.items())).encode())
     for path in filter(None, (args.train_csv, val_csv)):
         digest.update(Path(path).read_bytes())

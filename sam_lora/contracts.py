@@ -59,6 +59,7 @@ LAST_CHECKPOINT = "last.ckpt"
 FINAL_CHECKPOINT = "sam_lora_final.ckpt"
 TRAINING_LOG = "training_log.csv"
 TRAINING_CURVES = "training_curves.png"
+FEATURE_CACHE_FOLDER = ".feature_cache"
 
 # 5. results
 PREDICTIONS_PICTURE = "predictions.jpg"

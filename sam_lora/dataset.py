@@ -126,7 +126,9 @@ class Item:
     """One image and its rows. `image` (3, h, w) uint8 RGB, resized to the model frame but not padded."""
 
     rows: list[int]
-    image: Tensor
+    path: Path
+    image: Tensor | None               # None where only its features are needed
+    input_size: tuple[int, int]        # (h, w)
     original_size: tuple[int, int]     # (H, W) of the image file
     prompts: list[Prompts]             # one each row, N = 1, in pixels of the model frame
     targets: list[Tensor]              # (h, w) uint8, 255 = wholly covered; empty without labels
@@ -138,13 +140,17 @@ class Batch:
     """B images with N prompts. Sizes are (h, w); `image_index` (N,) says which image a prompt belongs to."""
 
     rows: list[int]
-    images: Tensor                     # (B, 3, S, S) uint8, padded right and bottom
+    images: Tensor | None              # (B, 3, S, S) uint8, padded right and bottom; None if none was decoded
     input_sizes: Tensor                # (B, 2)
     original_sizes: list[tuple[int, int]]
     image_index: Tensor                # (N,)
     prompts: Prompts
     targets: Tensor | None             # (N, S, S) uint8 in the model frame
     masks: list[np.ndarray | None]     # N full-resolution masks, or none
+    paths: list[Path]                  # B image files
+    decoded: list[bool]                # B: does `images` hold the picture, or black where only its features are needed
+    features: Tensor | None = None     # (B, …) from `sam.encode_frozen`, instead of the images
+    blocks: int = 0                    # the features enter the last so many encoder blocks
 
     def to(self, device: torch.device) -> "Batch":
         move = {name: value.to(device, non_blocking=True) for name, value in vars(self).items()
@@ -159,15 +165,19 @@ class Batch:
 
 
 class PromptedImages(Dataset):
-    """Images with their prompts. A file that turns out broken gives its UserError instead of an item."""
+    """Images with their prompts. A file that turns out broken gives its UserError instead of an item.
+
+    `sizes` (H, W) names images that are not decoded, because their features are kept.
+    """
 
     def __init__(self, samples: Sequence[Sample], image_size: int, prompts_per_image: int,
-                 with_targets: bool, with_masks: bool) -> None:
+                 with_targets: bool, with_masks: bool, sizes: Mapping[Path, tuple[int, int]] | None = None) -> None:
         self.samples = samples
         self.groups = group_rows(samples, prompts_per_image)
         self.transform = ResizeLongestSide(image_size)
         self.with_targets = with_targets
         self.with_masks = with_masks
+        self.sizes = sizes or {}
 
     def __len__(self) -> int:
         return len(self.groups)
@@ -179,9 +189,11 @@ class PromptedImages(Dataset):
             return error
 
     def _load(self, rows: list[int]) -> Item:
-        image = load_image(self.samples[rows[0]].image)
-        original_size = image.shape[:2]
-        resized = np.ascontiguousarray(self.transform.apply_image(image))
+        path = self.samples[rows[0]].image
+        image, original_size = None, self.sizes.get(path)
+        if original_size is None:
+            image, original_size = read_image(path, self.transform)
+        input_size = self.transform.get_preprocess_shape(*original_size, self.transform.target_length)
         prompts, targets, masks = [], [], []
         for row in rows:
             sample = self.samples[row]
@@ -194,10 +206,10 @@ class PromptedImages(Dataset):
                 raise UserError(f"{sample.label}: is {mask.shape[1]}x{mask.shape[0]} px, expected "
                                 f"{original_size[1]}x{original_size[0]} px as its image {sample.image}")
             if self.with_targets:
-                targets.append(torch.from_numpy(mask_to_target(mask, resized.shape[:2])))
+                targets.append(torch.from_numpy(mask_to_target(mask, input_size)))
             if self.with_masks:
                 masks.append(mask)
-        return Item(rows, torch.from_numpy(resized).permute(2, 0, 1), original_size, prompts, targets, masks)
+        return Item(rows, path, image, input_size, original_size, prompts, targets, masks)
 
     def _prompts(self, sample: Sample, original_size: tuple[int, int]) -> Prompts:
         coords = np.asarray(sample.points, dtype=np.float64).reshape(-1, 2)
@@ -206,6 +218,21 @@ class PromptedImages(Dataset):
         if sample.box is not None:
             boxes = torch.from_numpy(self.transform.apply_boxes(np.asarray([sample.box]), original_size)).float()
         return Prompts(coords[None], torch.tensor(sample.point_labels, dtype=torch.long)[None], boxes)
+
+
+def read_image(path: Path, transform: ResizeLongestSide) -> tuple[Tensor, tuple[int, int]]:
+    """An image file in the model frame, not padded, (3, h, w) uint8 RGB, and its own (H, W). Raises ImageError."""
+    image = load_image(path)
+    return torch.from_numpy(np.ascontiguousarray(transform.apply_image(image))).permute(2, 0, 1), image.shape[:2]
+
+
+def pad_images(images: Sequence[Tensor | None], side: int) -> Tensor:
+    """(3, h, w) each -> (B, 3, side, side) uint8, black to the right, below, and where there is no image."""
+    padded = torch.zeros(len(images), 3, side, side, dtype=torch.uint8)
+    for frame, image in zip(padded, images):
+        if image is not None:
+            frame[:, :image.shape[1], :image.shape[2]] = image
+    return padded
 
 
 def mask_to_target(mask: np.ndarray, input_size: tuple[int, int]) -> np.ndarray:
@@ -226,9 +253,7 @@ class Collate:
         for item in items:
             if isinstance(item, UserError):
                 return item
-        images = torch.zeros(len(items), 3, self.side, self.side, dtype=torch.uint8)
-        for image, item in zip(images, items):
-            image[:, :item.image.shape[1], :item.image.shape[2]] = item.image
+        decoded = [item.image is not None for item in items]
         targets = None
         if items[0].targets:
             flat = [target for item in items for target in item.targets]
@@ -237,13 +262,15 @@ class Collate:
                 padded[:target.shape[0], :target.shape[1]] = target
         return Batch(
             rows=[row for item in items for row in item.rows],
-            images=images,
-            input_sizes=torch.tensor([item.image.shape[1:] for item in items]),
+            images=pad_images([item.image for item in items], self.side) if any(decoded) else None,
+            input_sizes=torch.tensor([item.input_size for item in items]),
             original_sizes=[item.original_size for item in items],
             image_index=torch.tensor([i for i, item in enumerate(items) for _ in item.rows]),
             prompts=collate_prompts([prompts for item in items for prompts in item.prompts]),
             targets=targets,
-            masks=[mask for item in items for mask in item.masks])
+            masks=[mask for item in items for mask in item.masks],
+            paths=[item.path for item in items],
+            decoded=decoded)
 
 
 def collate_prompts(prompts: Sequence[Prompts]) -> Prompts:

@@ -26,6 +26,7 @@ from sam_lora.dataset import (
     read_samples,
 )
 from sam_lora.errors import UserError
+from sam_lora.feature_cache import image_embeddings
 from sam_lora.files import staged_folder
 from sam_lora.losses import MaskLoss
 from sam_lora.prompts import random_points
@@ -37,7 +38,6 @@ from sam_lora.sam import (
     decode,
     frame_mask,
     postprocess_masks,
-    preprocess,
     upscale_to_frame,
 )
 from sam_lora.split_tables import photo_stem
@@ -76,7 +76,8 @@ class PromptTrials:
 def predict(sam: Sam, batches: Iterable[Batch], device: torch.device,
             autocast: AbstractContextManager, mask_loss: MaskLoss | None = None,
             trials: PromptTrials | None = None) -> Iterator[Prediction]:
-    """One Prediction per prompt, batch by batch. Each image is encoded once however many prompts and trials it has.
+    """One Prediction per prompt, batch by batch. Each image is encoded once however many prompts and trials it has;
+    batches may come with features instead (`FeatureCache.attach`).
 
     Logits are brought to the image's own resolution first and thresholded last, as SamPredictor does.
     """
@@ -85,7 +86,7 @@ def predict(sam: Sam, batches: Iterable[Batch], device: torch.device,
         moved = batch.to(device)
         input_sizes = batch.input_sizes.tolist()
         with autocast:
-            embeddings = sam.image_encoder(preprocess(moved.images, moved.input_sizes, sam))
+            embeddings = image_embeddings(sam, moved)
         for start in range(0, len(batch.rows), PROMPTS_PER_DECODE):
             chunk = slice(start, start + PROMPTS_PER_DECODE)
             image_index, prompts = moved.image_index[chunk], moved.prompts[chunk]

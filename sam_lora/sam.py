@@ -314,6 +314,32 @@ def frame_mask(input_sizes: Tensor, side: int) -> Tensor:
     return (rows & columns)[:, None]
 
 
+def encode_frozen(sam: Sam, pixels: Tensor, blocks: int) -> Tensor:
+    """The part of the image encoder that stays as released when only its last `blocks` blocks train.
+
+    `pixels` (B, 3, S, S) from `preprocess`. Returns what enters the first block that trains, (B, h, w, width); for
+    `blocks` 0 the image embeddings themselves, (B, C, h, w).
+    """
+    encoder = sam.image_encoder
+    if blocks == 0:
+        return encoder(pixels)
+    features = encoder.patch_embed(pixels)
+    if encoder.pos_embed is not None:
+        features = features + encoder.pos_embed
+    for block in encoder.blocks[:len(encoder.blocks) - blocks]:
+        features = block(features)
+    return features
+
+
+def encode_rest(sam: Sam, features: Tensor, blocks: int) -> Tensor:
+    """From what `encode_frozen` returned to the image embeddings (B, C, h, w): together they are the image encoder."""
+    if blocks == 0:
+        return features
+    for block in sam.image_encoder.blocks[len(sam.image_encoder.blocks) - blocks:]:
+        features = block(features)
+    return sam.image_encoder.neck(features.permute(0, 3, 1, 2))
+
+
 # ---- prompts in, masks out ----------------------------------------------------------------------------------
 
 @dataclass

@@ -152,6 +152,8 @@ def test_gradient_accumulation_equals_the_larger_batch(crops, mini_weights, tmp_
     pytest.param(("--no-train_decoder",), id="LoRA only"),
     pytest.param(("--image_size", "256"), id="the model's own frame"),
     pytest.param(("--precision", "bf16"), id="bf16"),
+    pytest.param(("--precision", "bf16", "--lora_blocks", "2", "--cache_precision", "bf16"), id="bf16 features, bf16"),
+    pytest.param(("--lora_blocks", "0", "--cache_precision", "fp16", "--loss", "bce_dice"), id="fp16 features"),
     pytest.param(("--grad_checkpoint",), id="recomputed blocks"),
     pytest.param(("--num_workers", "2"), id="two workers"),
     pytest.param(("--color_jitter", "0.3", "--ema", "0.9"), id="colours and averaged weights"),
@@ -297,6 +299,7 @@ def test_resume_refuses_another_kind_of_run(crops, mini_weights, tmp_path):
 @pytest.mark.parametrize("flags", [
     pytest.param(("--resume", "--overwrite"), id="resume and overwrite"),
     pytest.param(("--lora_blocks", "0", "--no-train_decoder"), id="nothing to train"),
+    pytest.param(("--feature_cache", "--flip"), id="kept features of mirrored images"),
     pytest.param(("--batch_size", "0"), id="batch of none"),
     pytest.param(("--lora_targets", "q_proj"), id="layer SAM does not have"),
     pytest.param(("--train", "x.csv"), id="abbreviated flag"),
@@ -305,6 +308,7 @@ def test_contradicting_flags_exit_with_2(flags):
     done = subprocess.run([sys.executable, str(ROOT / "train.py"), *flags], capture_output=True, text=True)
     assert done.returncode == 2 and "Traceback" not in done.stderr
     assert done.stderr.splitlines()[-1].startswith("train.py: error: ")
+    assert all(flag in done.stderr.splitlines()[-1] for flag in flags if flag in ("--feature_cache", "--flip"))
 
 
 def test_ctrl_c_leaves_the_last_epoch_and_says_how_to_go_on(crops, mini_weights, tmp_path):
@@ -401,3 +405,105 @@ def test_lora_settings_reach_the_model(mini_weights):
     blocks = [f"image_encoder.blocks.{number}.attn" for number in (4, 5)]
     assert sorted(adapted) == [f"{block}.{layer}" for block in blocks for layer in ("proj", "qkv")]
     assert all(re.search(r"lora_[AB]", name) for name, p in sam.named_parameters() if p.requires_grad)
+
+
+# ---- frozen work is done once ---------------------------------------------------------------------------------
+
+@pytest.fixture
+def frozen_work():
+    """Names of what ran: "patch_embed" for each batch that entered a frozen encoder, "decoded" for each image file."""
+    from segment_anything.modeling.image_encoder import PatchEmbed
+    from torch.nn.modules.module import register_module_forward_hook
+
+    from sam_lora import dataset
+    seen = []
+    hook = register_module_forward_hook(
+        lambda module, inputs, output: seen.append("patch_embed") if isinstance(module, PatchEmbed) else None)
+    load_image = dataset.load_image
+
+    def counted(path):
+        seen.append("decoded")
+        return load_image(path)
+    dataset.load_image = counted
+    yield seen
+    dataset.load_image = load_image
+    hook.remove()
+
+
+@pytest.mark.parametrize(("flags", "ram_gb"), [
+    pytest.param(("--lora_blocks", "2"), "4", id="last two blocks"),
+    pytest.param(("--lora_blocks", "0"), "4", id="encoder frozen"),
+    pytest.param(("--lora_blocks", "2", "--grad_checkpoint", "--num_workers", "1"), "0",
+                 id="recomputed blocks, features from disk, a worker"),
+    pytest.param(("--feature_cache", "--prompt_sampling", "table"), "0.00001", id="all blocks train"),
+])
+def test_kept_features_change_no_number(crops, mini_weights, tmp_path, flags, ram_gb):
+    run(*command_line(crops, mini_weights, tmp_path / "anew", *flags, "--no-flip", "--no-feature_cache"))
+    run(*command_line(crops, mini_weights, tmp_path / "kept", *flags, "--no-flip", "--cache_ram_gb", ram_gb))
+    assert not (tmp_path / "anew" / ".feature_cache").exists()
+    assert len(list((tmp_path / "kept" / ".feature_cache").iterdir())) == 10
+    anew, kept = (pd.read_csv(tmp_path / name / "training_log.csv").drop(columns=MEASURED) for name in ("anew", "kept"))
+    pd.testing.assert_frame_equal(anew, kept, rtol=0, atol=1e-5)
+    assert anew["train_loss"][1] != anew["train_loss"][2]
+
+
+def test_the_frozen_part_runs_once_for_each_image_and_never_in_a_later_run(crops, mini_weights, tmp_path, frozen_work,
+                                                                           capsys):
+    flags = ("--lora_blocks", "2", "--cache_dir", str(tmp_path / "kept"), "--num_epochs", "3")
+    for table in (crops.train_csv, crops.val_csv):  # an image in both tables, and one with two rows
+        rows = pd.read_csv(table)
+        pd.concat([rows, pd.read_csv(crops.train_csv)[:1]]).to_csv(table, index=False)
+    run(*command_line(crops, mini_weights, tmp_path / "first", *flags))
+    assert frozen_work.count("decoded") == 10 and frozen_work.count("patch_embed") == 5
+    assert "features of 10 images: 10 computed" in capsys.readouterr().out
+    frozen_work.clear()
+    run(*command_line(crops, mini_weights, tmp_path / "second", *flags))
+    run(*command_line(crops, mini_weights, tmp_path / "third", *flags, "--cache_ram_gb", "0", "--num_epochs", "1"))
+    assert frozen_work == [] and "features of 10 images: 0 computed" in capsys.readouterr().out
+    logs = [pd.read_csv(tmp_path / name / "training_log.csv").drop(columns=MEASURED) for name in ("first", "second")]
+    pd.testing.assert_frame_equal(*logs, check_exact=True)
+    run(*command_line(crops, mini_weights, tmp_path / "other", *flags, "--image_size", "64", "--num_epochs", "1"))
+    assert frozen_work.count("decoded") == 10
+
+
+def test_resuming_finds_kept_features_even_where_some_are_gone(crops, mini_weights, tmp_path, frozen_work):
+    flags = ("--lora_blocks", "2", "--num_epochs", "4", "--cache_ram_gb", "0")
+    run(*command_line(crops, mini_weights, tmp_path / "four", *flags))
+    halves = command_line(crops, mini_weights, tmp_path / "halves", *flags)
+    run(*halves, "--stop_after_epoch", "2")
+    for entry in sorted((tmp_path / "halves" / ".feature_cache").iterdir())[:3]:
+        entry.unlink()
+    frozen_work.clear()
+    run(*halves, "--resume")
+    assert frozen_work.count("decoded") == 3
+    logs = [pd.read_csv(tmp_path / name / "training_log.csv").drop(columns=MEASURED) for name in ("four", "halves")]
+    pd.testing.assert_frame_equal(*logs, rtol=0, atol=1e-5)
+
+
+def test_damaged_features_are_told_and_change_no_number(crops, mini_weights, tmp_path, capsys):
+    flags = ("--lora_blocks", "0", "--cache_dir", str(tmp_path / "kept"), "--cache_ram_gb", "0")
+    run(*command_line(crops, mini_weights, tmp_path / "whole", *flags))
+    for entry in sorted((tmp_path / "kept").iterdir())[:2]:
+        entry.write_bytes(entry.read_bytes()[:-1] + b"\x7f")
+    capsys.readouterr()
+    run(*command_line(crops, mini_weights, tmp_path / "damaged", *flags))
+    said = capsys.readouterr().out
+    assert len(re.findall("damaged entries", said)) == 1 and "kept: 2 damaged entries" in said
+    logs = [pd.read_csv(tmp_path / name / "training_log.csv").drop(columns=MEASURED) for name in ("whole", "damaged")]
+    pd.testing.assert_frame_equal(*logs, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(("flags", "kept", "flip"), [
+    pytest.param((), False, True, id="all blocks train"),
+    pytest.param(("--lora_blocks", "6"), False, True, id="all six blocks"),
+    pytest.param(("--lora_blocks", "5"), True, False, id="one block frozen"),
+    pytest.param(("--lora_blocks", "2", "--flip"), False, True, id="mirroring asked for"),
+    pytest.param(("--lora_blocks", "2", "--no-flip"), True, False, id="mirroring unwanted"),
+    pytest.param(("--lora_blocks", "2", "--no-feature_cache"), False, True, id="features unwanted"),
+    pytest.param(("--no-flip",), False, False, id="no mirroring, all blocks"),
+    pytest.param(("--feature_cache",), True, False, id="features asked for, all blocks"),
+])
+def test_features_are_kept_where_pixels_do_not_change(flags, kept, flip):
+    args = train.get_args_parser().parse_args(flags)
+    train.settle_feature_cache(args, depth=6)
+    assert (args.feature_cache, args.flip) == (kept, flip)
