@@ -14,6 +14,7 @@ splits.py          seeded train/val/test by source image, stratified by class
 dataset.py         table row -> tensors, preprocessed exactly as SamPredictor does
 torchvision_ops.py torchvision beside a CPU-only torch
 sam.py             build, find, download and verify a SAM; encode images, decode prompts in a batch
+attention.py       the image encoder's blocks in less time and memory
 lora.py            add LoRA, count and check what trains, merge
 checkpoints.py     the small self-describing checkpoint: save, load, verify
 losses.py          mask losses
