@@ -141,7 +141,7 @@ def train(args: argparse.Namespace, save_dir: Path, existing: list[Path]) -> Non
     import pandas as pd
     import torch
 
-    from sam_lora import checkpoints, dataset, figures, metrics
+    from sam_lora import checkpoints, dataset, figures, metrics, workers
     from sam_lora import sam as sam_module
     from sam_lora.evaluation import predict
     from sam_lora.lora import trainable_parameters
@@ -157,6 +157,7 @@ def train(args: argparse.Namespace, save_dir: Path, existing: list[Path]) -> Non
         dataset.check_samples(val_samples, val_csv, need_labels=True)
 
     # ---- model
+    workers.keep_freed_memory()
     torch.manual_seed(args.seed)  # LoRA's A is drawn from torch's global generator
     device = sam_module.select_device(args.device)
     autocast, scaler, precision = select_precision(args.precision, device)
@@ -186,7 +187,8 @@ def train(args: argparse.Namespace, save_dir: Path, existing: list[Path]) -> Non
         val_set = dataset.PromptedImages(val_samples, image_size, args.prompts_per_image, True, True)
         val_loader = dataset.make_loader(val_set, image_size, args.batch_size, args.num_workers, pin)
 
-    optimizer = torch.optim.AdamW(trainable.values(), lr=args.learning_rate, weight_decay=args.weight_decay)
+    optimizer = torch.optim.AdamW(trainable.values(), lr=args.learning_rate, weight_decay=args.weight_decay,
+                                  fused=device.type in ("cpu", "cuda"))
     steps_per_epoch = math.ceil(len(train_loader) / args.grad_accum)
     mask_loss = MASK_LOSSES[args.loss]
     header = {"model_type": args.model_type, "image_size": image_size, "base_sha256": base_sha256, "lora": lora,

@@ -161,7 +161,7 @@ class Side:
             sam_module.checkpoint_blocks(sam)
         self.sam = sam.to(self.device).train()
         self.parameters = [parameter for parameter in sam.parameters() if parameter.requires_grad]
-        fused = {"fused": True} if settings.ours else {}  # as train.py does
+        fused = {"fused": self.device.type in ("cpu", "cuda")} if settings.ours else {}  # as train.py does
         self.optimizer = torch.optim.AdamW(self.parameters, lr=1e-4, weight_decay=0.01, **fused)
         self.shuffle = torch.Generator()
         images = dataset.PromptedImages(dataset.read_samples(settings.table), sam.image_encoder.img_size,

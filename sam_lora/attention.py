@@ -1,4 +1,5 @@
-"""The image encoder's blocks in less time and memory, equal to segment_anything's to rounding.
+"""The image encoder's blocks in less time and memory, equal to segment_anything's to rounding; so the decoder's layers
+in which many pixels look at a few tokens.
 
 The logit of a query and a key, each a place of a grid, is
     scale * q @ k + rel_h[q, row of k] + rel_w[q, column of k]
@@ -21,6 +22,7 @@ from torch.autograd.function import once_differentiable
 from sam_lora.sam import Sam
 
 from segment_anything.modeling.image_encoder import Attention, Block, get_rel_pos  # isort: skip  # after sam_lora.sam
+from segment_anything.modeling.transformer import Attention as DecoderAttention  # isort: skip
 
 CHUNK = 2**20        # logits computed together on the CPU: 4 MB of float32
 KEPT = 2**22         # up to so many, a block's probabilities are kept for the backward pass: faster than doing it again
@@ -28,14 +30,17 @@ WIDTH_MULTIPLE = 8   # of a head, for the GPU's kernels
 
 
 def speed_up(sam: Sam) -> None:
-    """Let the blocks of `sam`'s image encoder compute as this module does. Parameters and their names stay.
+    """Let the blocks and layers of `sam` compute as this module does. Parameters and their names stay.
 
     Before or after LoRA is added, but before `sam_lora.sam.checkpoint_blocks`. segment_anything's classes stay as they
-    are: only this model's blocks change.
+    are: only this model's parts change.
     """
     for block in sam.image_encoder.blocks:
         if type(block) is Block:
             block.__class__ = FastBlock
+    for layer in sam.mask_decoder.transformer.layers:
+        if type(layer.cross_attn_image_to_token) is DecoderAttention:
+            layer.cross_attn_image_to_token.__class__ = FewKeysAttention
 
 
 class FastBlock(Block):
@@ -59,7 +64,8 @@ def attend(attn: Attention, x: Tensor, window_size: int) -> Tensor:
     rows, columns = (window_size, window_size) if window_size else (height, width)
     down, across = -(-height // rows), -(-width // columns)
     qkv = attn.qkv(x)
-    if (down * rows, across * columns) != (height, width):
+    reaches_over = (down * rows, across * columns) != (height, width)
+    if reaches_over:
         with torch.set_grad_enabled(torch.is_grad_enabled() and _has_trainable_bias(attn.qkv)):
             outside = attn.qkv(x.new_zeros(1, channels)).to(qkv.dtype)
         padded = outside.expand(batch, down * rows, across * columns, -1).clone()
@@ -72,7 +78,8 @@ def attend(attn: Attention, x: Tensor, window_size: int) -> Tensor:
     compute = chunked_attention if x.device.type == "cpu" else folded_attention
     out = compute(qkv, *tables, attn.scale)                                 # (N, rows * columns, d)
     out = out.view(batch, down, across, attn.num_heads, rows, columns, -1).permute(0, 1, 4, 2, 5, 3, 6)
-    return attn.proj(out.reshape(batch, down * rows, across * columns, channels)[:, :height, :width])
+    out = out.reshape(batch, down * rows, across * columns, channels)
+    return attn.proj(out[:, :height, :width] if reaches_over else out)  # even a whole slice costs its backward a copy
 
 
 def _has_trainable_bias(layer: torch.nn.Module) -> bool:
@@ -85,6 +92,19 @@ def relative_logits(q: Tensor, table_h: Tensor, table_w: Tensor) -> tuple[Tensor
     grid = q.unflatten(1, (len(table_h), len(table_w)))
     return (torch.einsum("nhwc,hkc->nhwk", grid, table_h).flatten(1, 2),
             torch.einsum("nhwc,wkc->nhwk", grid, table_w).flatten(1, 2))
+
+
+class FewKeysAttention(DecoderAttention):
+    """The decoder's attention for few keys: PyTorch's softmax of short rows takes ten times that of short columns."""
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Queries (B, n, C), keys and values (B, m, C) -> (B, n, C)."""
+        if torch.jit.is_tracing() or q.device.type != "cpu":
+            return super().forward(q, k, v)
+        q, k, v = (self._separate_heads(project(tokens), self.num_heads)
+                   for project, tokens in ((self.q_proj, q), (self.k_proj, k), (self.v_proj, v)))
+        logits = (k * q.shape[-1] ** -0.5) @ q.transpose(2, 3)                  # (B, heads, m, n)
+        return self.out_proj(self._recombine_heads(logits.softmax(dim=2).transpose(2, 3) @ v))
 
 
 # ---- on a GPU -------------------------------------------------------------------------------------------------

@@ -184,6 +184,30 @@ def test_speed_up_twice_changes_classes_once_and_no_names():
     assert {type(part) for part in random_sam("vit_mini", 128).image_encoder.blocks} == {Block}
 
 
+@pytest.mark.parametrize("tokens", [7, 200])
+def test_the_decoder_s_attention_for_few_keys(tokens):
+    torch.manual_seed(0)
+    stock = random_sam("vit_mini", 128).mask_decoder.transformer.layers[0].cross_attn_image_to_token
+    quick = copy.deepcopy(stock)
+    quick.__class__ = attention.FewKeysAttention
+    q, k, v, weight = (torch.randn(2, count, 128) for count in (64, tokens, tokens, 64))
+    inputs = torch.cat([q, k, v], dim=1)
+
+    def run(layer):
+        class Split(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.layer = layer
+
+            def forward(self, x):
+                return self.layer(*x.split([64, tokens, tokens], dim=1))
+        return outputs_and_gradients(Split(), inputs, weight)
+
+    expected, found = run(stock), run(quick)
+    noise = [name for name in expected if name.endswith("k_proj.bias")]  # moves all logits alike: its gradient is 0
+    assert max(value for name, value in differences(found, expected).items() if name not in noise) < 1e-5
+
+
 def test_merging_lora_in_a_fast_encoder_changes_no_output():
     _, quick = prepared("vit_mini", 128, ["qkv", "lin1"])
     x = torch.randn(1, 3, 128, 128)
