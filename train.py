@@ -196,7 +196,7 @@ def train(args: argparse.Namespace, save_dir: Path, existing: list[Path], ranks,
     import pandas as pd
     import torch
 
-    from sam_lora import checkpoints, dataset, distributed, figures, metrics
+    from sam_lora import checkpoints, dataset, distributed, figures, metrics, workers
     from sam_lora import sam as sam_module
     from sam_lora.ema import WeightAverage
     from sam_lora.evaluation import predict
@@ -220,6 +220,7 @@ def train(args: argparse.Namespace, save_dir: Path, existing: list[Path], ranks,
     distributed.check_agreement(ranks, run_digest(args, val_csv), "the flags or tables")
 
     # ---- model
+    workers.keep_freed_memory()
     torch.manual_seed(args.seed)  # LoRA's A is drawn from torch's global generator
     with distributed.one_first(ranks):  # one downloads, the others find the file
         sam, base_sha256 = sam_module.load_sam(args.model_type, args.checkpoint, args.image_size)
@@ -259,7 +260,8 @@ def train(args: argparse.Namespace, save_dir: Path, existing: list[Path], ranks,
         val_loader = dataset.make_loader(val_set, image_size, args.batch_size, args.num_workers, pin,
                                          rank=ranks.rank, world_size=ranks.world_size)
 
-    optimizer = torch.optim.AdamW(trainable.values(), lr=args.learning_rate, weight_decay=args.weight_decay, fused=True)
+    optimizer = torch.optim.AdamW(trainable.values(), lr=args.learning_rate, weight_decay=args.weight_decay,
+                                  fused=device.type in ("cpu", "cuda"))
     average = WeightAverage(trainable, args.ema) if args.ema else None
     steps_per_epoch = math.ceil(len(train_loader) / args.grad_accum)
     mask_loss = MASK_LOSSES[args.loss]

@@ -15,6 +15,7 @@ splits.py          seeded train/val/test by source image, stratified by class
 dataset.py         table row -> tensors, preprocessed exactly as SamPredictor does
 torchvision_ops.py torchvision beside a CPU-only torch
 sam.py             build, find, download and verify a SAM; encode images, decode prompts in a batch
+attention.py       the image encoder's blocks in less time and memory
 feature_cache.py   features of the encoder's frozen part, once for each image: memory, files, model
 lora.py            add LoRA, count and check what trains, merge
 ema.py             a moving average of the weights that train

@@ -10,6 +10,7 @@ elsewhere would have, match 14 layers of the mask decoder here and none of the e
 
 import re
 from collections.abc import Sequence
+from functools import cache
 
 import torch
 from torch import nn
@@ -29,7 +30,7 @@ def add_lora(sam: Sam, rank: int, alpha: float, dropout: float, targets: Sequenc
     beside their direction (Liu et al. 2024). Raises UserError when the count of adapted layers is not targets x blocks.
     """
     from peft import LoraConfig, inject_adapter_in_model
-    from peft.tuners.lora import LoraLayer
+    from peft.tuners.lora import Linear, LoraLayer
     depth = len(sam.image_encoder.blocks)
     count = depth if blocks is None else blocks
     if not 0 <= count <= depth:
@@ -43,11 +44,34 @@ def add_lora(sam: Sam, rank: int, alpha: float, dropout: float, targets: Sequenc
                         use_rslora=rslora, use_dora=dora,
                         target_modules=rf"image_encoder\.blocks\.({numbers})\.({layers})")
     inject_adapter_in_model(config, sam)
+    for module in sam.modules():
+        if type(module) is Linear:
+            module.__class__ = fused_linear()
     adapted = [name for name, module in sam.named_modules() if isinstance(module, LoraLayer)]
     if len(adapted) != count * len(set(targets)) or not all(name.startswith("image_encoder.") for name in adapted):
         raise UserError(f"LoRA reached {len(adapted)} layers, "
                         f"expected {count * len(set(targets))} in the image encoder")
     return adapted
+
+
+@cache
+def fused_linear() -> type[nn.Module]:
+    """peft's LoRA layer, whose last product adds to the base layer's output: no passes over it to scale and to add."""
+    from peft.tuners.lora import Linear
+
+    class FusedLinear(Linear):
+        def forward(self, x: torch.Tensor, *args, **kwargs) -> torch.Tensor:
+            name = self.active_adapters[0] if len(self.active_adapters) == 1 else None
+            if self.disable_adapters or self.merged or args or kwargs or name not in self.lora_A or self.lora_variant:
+                return super().forward(x, *args, **kwargs)
+            base, up = self.base_layer(x), self.lora_B[name]
+            low = self.lora_A[name](self.lora_dropout[name](x))
+            if up.bias is not None or base.dtype != low.dtype:
+                return super().forward(x)
+            weight = (up.weight * self.scaling[name]).T                 # (rank, out)
+            return torch.addmm(base.flatten(0, -2), low.flatten(0, -2), weight).view(base.shape)
+
+    return FusedLinear
 
 
 def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:

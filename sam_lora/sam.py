@@ -128,11 +128,12 @@ def resize_position_embeddings(state: Mapping[str, Tensor], sam: Sam) -> dict[st
 # ---- weights ----------------------------------------------------------------------------------------------
 
 def load_sam(model_type: str, checkpoint: str | Path | None = None, image_size: int | None = None) -> tuple[Sam, str]:
-    """Build a SAM with its weights: (model in eval mode, SHA-256 of the weights file).
+    """Build a SAM with its weights: (model in eval mode, SHA-256 of the weights file). Its encoder is the faster one.
 
     `checkpoint` names a plain state dict in Meta's format; None finds the type's own file, downloading it if needed.
     Raises UserError when the file is absent, is no SAM, or is another SAM than `model_type`.
     """
+    from sam_lora.attention import speed_up  # which takes segment_anything from here
     path = Path(checkpoint) if checkpoint is not None else find_weights(model_type)
     state = read_state_dict(path)
     kind = SAM_TYPES[model_type]
@@ -141,6 +142,7 @@ def load_sam(model_type: str, checkpoint: str | Path | None = None, image_size: 
                         f"{kind.patch_size * 4}")
     sam = build_sam(model_type, image_size)
     load_state(sam, resize_position_embeddings(state, sam), path, model_type)
+    speed_up(sam)
     return sam, sha256_of(path)
 
 
