@@ -3,6 +3,7 @@
 cli.py             argument parsers, arguments that scripts share, one-line errors
 errors.py          UserError: a mistake in the user's input, told in one line
 files.py           atomic files, staged output folders
+interrupts.py      Ctrl-C: held back for a moment, answered once
 workers.py         processes that work in parallel
 contracts.py       every folder, file and column name; checked reading and writing of tables
 imaging.py         any image file -> upright 8-bit RGB; atomic PNG and JPEG writing

@@ -10,6 +10,7 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 
+from sam_lora import interrupts
 from sam_lora.errors import UserError
 
 
@@ -29,29 +30,51 @@ def make_parser(docstring: str) -> argparse.ArgumentParser:
 
 def run(main: Callable[[argparse.Namespace], object], parser: argparse.ArgumentParser,
         argv: Sequence[str] | None = None) -> None:
-    """Parse `argv`, call `main(args)` and exit: 0, 1 (bad data, one line), 2 (flags), 130 (Ctrl-C)."""
+    """Parse `argv`, call `main(args)` and exit: 0, 1 (bad data, one line), 2 (flags), 130 (Ctrl-C).
+
+    Ctrl-C is ignored afterwards: this is the last thing that a script does.
+    """
     for stream in (sys.stdout, sys.stderr):  # a terminal or pipe that lacks a class name's letters is no reason to fail
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
-    args = parser.parse_args(argv)
-    # before torch is imported: threads that spin while they wait halve the speed where other work shares the cores
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    code = 0
+    ctrl_c = interrupts.Answer()
     try:
+        ctrl_c.begin()
+        args = parser.parse_args(argv)
+        # before torch is imported: threads that spin while they wait halve the speed where others share the cores
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
         main(args)
-    except UserError as error:
+    except BaseException as error:
+        ctrl_c.over = True  # first, and no call: another Ctrl-C does not come through from here on
+        code = _exit_code(error, ctrl_c.raised, parser.prog)
+        if code is None:
+            raise
+    finally:
+        ctrl_c.over = True
+        ctrl_c.end()
+    if code:
+        sys.exit(code)
+
+
+def _exit_code(error: BaseException, interrupted: bool, program: str) -> int | None:
+    """Say in one line what ended a script; None where there is nothing to say, or it is a bug."""
+    # an interrupt in the middle of a library's tidying up may come out as another error
+    if isinstance(error, KeyboardInterrupt) or (interrupted and isinstance(error, Exception)):
+        print(f"{program}: stopped by Ctrl-C; nothing half-written was left", file=sys.stderr)
+        return 130
+    if isinstance(error, UserError):
         message = re.sub(r"[\x00-\x1f\x7f-\x9f]+", " ", str(error))  # file names may hold line breaks
-        print(f"{parser.prog}: error: {message}", file=sys.stderr)
-        sys.exit(1)
-    except KeyboardInterrupt:
-        print(f"{parser.prog}: stopped by Ctrl-C; nothing half-written was left", file=sys.stderr)
-        sys.exit(130)
-    except BrokenPipeError:
+        print(f"{program}: error: {message}", file=sys.stderr)
+        return 1
+    if isinstance(error, BrokenPipeError):
         sys.stderr.close()
-        sys.exit(1)
-    except OSError as error:  # an unwritable folder, a full disk: the user's machine, not a bug
+        return 1
+    if isinstance(error, OSError):  # an unwritable folder, a full disk: the user's machine, not a bug
         where = f"{error.filename}: " if error.filename else ""
-        print(f"{parser.prog}: error: {where}{error.strerror or error}", file=sys.stderr)
-        sys.exit(1)
+        print(f"{program}: error: {where}{error.strerror or error}", file=sys.stderr)
+        return 1
+    return None
 
 
 def positive_int(text: str) -> int:

@@ -1,15 +1,25 @@
-"""Files that are whole or absent: atomic replacement and staged output folders."""
+"""Files that are whole or absent: atomic replacement and staged output folders.
 
+Ctrl-C may come at any moment, several times. What is being written is removed where it is given up; what an interrupt
+kept from being removed goes at the end of the process.
+"""
+
+import atexit
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from sam_lora.errors import UserError
+from sam_lora.interrupts import HeldBack
 
 STAGING_PREFIX = ".partial-"
+
+# Temporary files and folders of this process that did not become output, and the folders made for each. One that was
+# removed stays here: a thread that a second Ctrl-C left running may make it anew.
+_unfinished: dict[Path, list[Path]] = {}
 
 
 @contextmanager
@@ -20,15 +30,24 @@ def atomic_path(final: str | Path) -> Iterator[Path]:
     """
     final = Path(final)
     final.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=STAGING_PREFIX, suffix=final.suffix, dir=final.parent)
-    os.close(handle)
-    temporary = Path(name)
+    temporary = None
     try:
+        with HeldBack():
+            handle, name = tempfile.mkstemp(prefix=STAGING_PREFIX, suffix=final.suffix, dir=final.parent)
+            temporary = Path(name)
+            _unfinished[temporary] = []
+            os.close(handle)
         yield temporary
-        temporary.chmod(0o666 & ~_umask())
-        temporary.replace(final)
-    finally:
-        temporary.unlink(missing_ok=True)
+        with HeldBack():
+            temporary.chmod(0o666 & ~_umask())
+            temporary.replace(final)
+            del _unfinished[temporary]
+    except BaseException:
+        with HeldBack():
+            if temporary in _unfinished:
+                temporary.unlink(missing_ok=True)
+                del _unfinished[temporary]
+        raise
 
 
 def _umask() -> int:
@@ -64,25 +83,44 @@ def staged_folder(final: str | Path, owned: Sequence[str], overwrite: bool) -> I
         if found and not overwrite:
             raise UserError(f"{final}: not empty ({len(found)} entries, e.g. {found[0]}); "
                             "give --overwrite to replace what this script wrote, or another folder")
-    made = _make_folders(final)
+    staging, replaced, made = None, None, []
+    try:
+        with HeldBack():
+            staging = _claim_folder(final, made)
+        yield staging
+        with HeldBack():
+            replaced = _claim_folder(final, [])
+            _swap(staging, final, owned, replaced)
+            staging.rmdir()
+            del _unfinished[staging]
+    except BaseException:
+        with HeldBack():
+            for folder in (staging, replaced):
+                if folder in _unfinished:
+                    shutil.rmtree(folder, ignore_errors=True)
+            _remove_empty(made)
+        raise
+    shutil.rmtree(replaced, ignore_errors=True)  # the old output; may take a while
+    del _unfinished[replaced]
+
+
+def _claim_folder(final: Path, made: list[Path]) -> Path:
+    """A new staging folder in `final`, which is made if need be; `made` gets the folders that were new."""
+    made += _make_folders(final)
     try:
         staging = Path(tempfile.mkdtemp(prefix=STAGING_PREFIX, dir=final))
     except OSError:
         _remove_empty(made)
         raise
-    try:
-        yield staging
-        _swap(staging, final, owned)
-    except BaseException:
-        shutil.rmtree(staging, ignore_errors=True)
-        _remove_empty(made)
-        raise
-    staging.rmdir()
+    _unfinished[staging] = made
+    return staging
 
 
-def _swap(staging: Path, final: Path, owned: Sequence[str]) -> None:
-    """Move `staging`'s entries into `final` in place of its owned ones; on any error put everything back."""
-    replaced = Path(tempfile.mkdtemp(prefix=STAGING_PREFIX, dir=final))
+def _swap(staging: Path, final: Path, owned: Sequence[str], replaced: Path) -> None:
+    """Move `staging`'s entries into `final` in place of its owned ones, which go to `replaced`.
+
+    On any error everything is put back.
+    """
     moves = []
     try:
         old = {entry for pattern in owned for entry in final.glob(pattern) if not entry.name.startswith(STAGING_PREFIX)}
@@ -94,8 +132,22 @@ def _swap(staging: Path, final: Path, owned: Sequence[str]) -> None:
         for before, after in reversed(moves):
             after.replace(before)
         raise
-    finally:
-        shutil.rmtree(replaced, ignore_errors=True)
+
+
+@atexit.register
+def _remove_unfinished() -> None:
+    with HeldBack():
+        for path, made in _unfinished.items():
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            with suppress(OSError):
+                path.unlink(missing_ok=True)
+            with suppress(OSError):
+                _remove_empty(made)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_unfinished.clear)  # they are the parent's
 
 
 def _make_folders(path: Path) -> list[Path]:

@@ -8,9 +8,10 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 
 from sam_lora.errors import UserError
+from sam_lora.interrupts import HeldBack
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 ITEMS_PER_WORKER = 8  # starting a process takes as long as about so many pictures
@@ -43,7 +44,7 @@ def map_in_order(function: Callable, items: Sequence, num_workers: int, what: st
     # spawn everywhere: a forked process may inherit a lock that a thread of OpenCV holds
     pool = ProcessPoolExecutor(num_workers, multiprocessing.get_context("spawn"), initializer=_start_worker)
     try:
-        with _interrupt_held_back():  # what is started here inherits it, so that no starting process answers Ctrl-C
+        with HeldBack():  # what is started here inherits it, so that no starting process answers Ctrl-C
             results = pool.map(function, items, chunksize=4)
         yield from tqdm(results, total=len(items), desc=what, unit="", disable=None)
     except BrokenProcessPool as error:
@@ -51,19 +52,6 @@ def map_in_order(function: Callable, items: Sequence, num_workers: int, what: st
                         "0 for none") from error
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
-
-
-@contextmanager
-def _interrupt_held_back() -> Iterator[None]:
-    """Ctrl-C waits until the end of the block."""
-    if not hasattr(signal, "pthread_sigmask"):  # Windows
-        yield
-        return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _start_worker() -> None:

@@ -1,6 +1,7 @@
 """Fixtures that several tests share: a small set of crops with its tables, SAM weights, a checkpoint."""
 
 import os
+import signal
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +24,14 @@ class Crops:
     train_csv: Path
     val_csv: Path
     test_csv: Path
+
+
+@pytest.fixture(autouse=True)
+def ctrl_c_works():
+    """A script ends with Ctrl-C switched off, and some tests run one in this process."""
+    before = signal.getsignal(signal.SIGINT)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture

@@ -1,9 +1,18 @@
+import os
+import random
+import signal
 import stat
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pytest
 
 from sam_lora.errors import UserError
 from sam_lora.files import STAGING_PREFIX, atomic_path, refuse_existing, staged_folder
+
+ROOT = Path(__file__).parents[1]
 
 
 def tree(folder):
@@ -180,3 +189,80 @@ def test_a_folder_that_cannot_be_made_leaves_no_parents(tmp_path):
     with pytest.raises(OSError), staged_folder(tmp_path / "file" / "out", OWNED, overwrite=True):
         pass
     assert tree(tmp_path) == {"file": "x"}
+
+
+# ---- Ctrl-C -------------------------------------------------------------------------------------------------
+
+WRITE_FOREVER = """
+import sys
+from pathlib import Path
+from sam_lora import cli
+from sam_lora.files import atomic_path, staged_folder
+
+def main(args):
+    folder = Path(args.folder)
+    print("started", flush=True)
+    for number in range(10 ** 9):
+        with atomic_path(folder / "file.txt") as temporary:
+            temporary.write_text(str(number))
+        with staged_folder(folder / "deep" / f"out{number % 2}", ("*",), overwrite=True) as staging:
+            (staging / "inner").mkdir()
+            with atomic_path(staging / "inner" / "file.txt") as temporary:
+                temporary.write_text(str(number))
+
+parser = cli.make_parser("x")
+parser.prog = "x.py"
+parser.add_argument("folder")
+cli.run(main, parser)
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals are POSIX")
+@pytest.mark.parametrize("most", [pytest.param(1, id="once"), pytest.param(4, id="up to four times")])
+def test_ctrl_c_at_any_moment_leaves_nothing_half_written(tmp_path, most):
+    moments = random.Random(most)
+    for number in range(25):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        process = subprocess.Popen([sys.executable, "-c", WRITE_FOREVER, str(folder)], cwd=ROOT, text=True,
+                                   stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        process.stdout.readline()
+        time.sleep(moments.uniform(0, 0.03))
+        process.send_signal(signal.SIGINT)
+        for _ in range(moments.randrange(most)):
+            time.sleep(moments.uniform(0, 0.003))
+            process.send_signal(signal.SIGINT)
+        said = process.communicate(timeout=60)[1]
+        assert (process.returncode, said) == (130, "x.py: stopped by Ctrl-C; nothing half-written was left\n")
+        names = set(tree(folder))
+        whole = {f"deep/out{i}/{name}" for i in (0, 1) for name in ("", "inner/", "inner/file.txt")}
+        assert names <= {"file.txt", "deep/"} | whole
+        for out in ("deep/out0/", "deep/out1/"):  # all of a folder, or not even the folder
+            assert len([name for name in names if name.startswith(out)]) in (0, 3)
+        assert {content for content in tree(folder).values() if content is not None} <= set(map(str, range(10 ** 6)))
+
+
+def test_what_an_interrupt_kept_from_being_removed_goes_at_the_end(tmp_path):
+    """A context that never ends, as when a second Ctrl-C comes while the first is cleaned up after."""
+    code = ("import sys; from pathlib import Path; from sam_lora.files import atomic_path, staged_folder\n"
+            "folder = Path(sys.argv[1])\n"
+            "contexts = [atomic_path(folder / 'a.txt'), staged_folder(folder / 'deep' / 'out', ('*',), False)]\n"
+            "entered = [context.__enter__() for context in contexts]\n"
+            "entered[0].write_text('half'); (entered[1] / 'b.txt').write_text('half')\n"
+            "sys.modules['kept'] = contexts\n"
+            "print(len(list(folder.rglob('.partial-*'))))")
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, capture_output=True, text=True)
+    assert (done.stdout, done.stderr, done.returncode) == ("2\n", "", 0)
+    assert tree(tmp_path) == {}
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="nothing forks here")
+def test_a_forked_process_leaves_its_parents_files_alone(tmp_path):
+    code = ("import os, sys; from pathlib import Path; from sam_lora.files import atomic_path\n"
+            "with atomic_path(Path(sys.argv[1])) as temporary:\n"
+            "    temporary.write_text('whole')\n"
+            "    if not (child := os.fork()):\n"
+            "        sys.modules['kept'] = temporary; import atexit; atexit._run_exitfuncs(); os._exit(0)\n"
+            "    os.waitpid(child, 0)\n")
+    subprocess.run([sys.executable, "-c", code, str(tmp_path / "a.txt")], cwd=ROOT, check=True)
+    assert tree(tmp_path) == {"a.txt": "whole"}
