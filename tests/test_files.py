@@ -221,7 +221,7 @@ cli.run(main, parser)
 @pytest.mark.parametrize("most", [pytest.param(1, id="once"), pytest.param(4, id="up to four times")])
 def test_ctrl_c_at_any_moment_leaves_nothing_half_written(tmp_path, most):
     moments = random.Random(most)
-    for number in range(25):
+    for number in range(40):
         folder = tmp_path / str(number)
         folder.mkdir()
         process = subprocess.Popen([sys.executable, "-c", WRITE_FOREVER, str(folder)], cwd=ROOT, text=True,
@@ -239,7 +239,7 @@ def test_ctrl_c_at_any_moment_leaves_nothing_half_written(tmp_path, most):
         assert names <= {"file.txt", "deep/"} | whole
         for out in ("deep/out0/", "deep/out1/"):  # all of a folder, or not even the folder
             assert len([name for name in names if name.startswith(out)]) in (0, 3)
-        assert {content for content in tree(folder).values() if content is not None} <= set(map(str, range(10 ** 6)))
+        assert all(content.isdigit() for content in tree(folder).values() if content is not None)
 
 
 def test_what_an_interrupt_kept_from_being_removed_goes_at_the_end(tmp_path):
