@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -201,10 +202,6 @@ def _predict_table(sam: Sam, samples: Sequence[Sample], names: Sequence[str], fo
     """Predict all rows and write their masks -> the results in table order, no pictures yet; rows' IoUs of trials."""
     masks_folder = folder / contracts.PREDICTED_MASKS_FOLDER
     masks_folder.mkdir()
-    side = sam.image_encoder.img_size
-    dataset = PromptedImages(samples, side, PROMPTS_PER_IMAGE, with_targets=False, with_masks=True)
-    batch_size = batch_size or default_batch_size(side, device)
-    loader = make_loader(dataset, side, batch_size, num_workers, pin_memory=device.type == "cuda")
     trial_ious: dict[int, Sequence[float]] = {}
 
     def finish(prediction: Prediction) -> dict:
@@ -214,21 +211,36 @@ def _predict_table(sam: Sam, samples: Sequence[Sample], names: Sequence[str], fo
         if prediction.trial_ious:
             trial_ious[prediction.row] = prediction.trial_ious
         truth_area = "" if prediction.truth is None else int(np.count_nonzero(prediction.truth))
-        return {"row": prediction.row, "class_name": names[prediction.row], "image": sample.image_text,
+        return {"class_name": names[prediction.row], "image": sample.image_text,
                 "label": sample.label_text, **score(prediction.mask, prediction.truth),
                 "predicted_iou": round(prediction.predicted_iou, 6),
                 "mask_area": int(np.count_nonzero(prediction.mask)),
                 "truth_area": truth_area, "size": "" if truth_area == "" else size_of(truth_area),
                 "mask": f"{contracts.PREDICTED_MASKS_FOLDER}/{mask_name}", "picture": ""}
 
+    rows = predict_rows(sam, samples, finish, batch_size, num_workers, device, with_masks=True, trials=trials)
+    return pd.DataFrame(rows, columns=contracts.RESULT_COLUMNS), trial_ious
+
+
+def predict_rows(sam: Sam, samples: Sequence[Sample], finish: Callable[[Prediction], Any], batch_size: int | None,
+                 num_workers: int, device: torch.device, *, with_masks: bool,
+                 trials: PromptTrials | None = None) -> list[Any]:
+    """What `finish` makes of each row's Prediction, in the rows' order; it runs in threads. Raises UserError."""
+    side = sam.image_encoder.img_size
+    dataset = PromptedImages(samples, side, PROMPTS_PER_IMAGE, with_targets=False, with_masks=with_masks)
+    batch_size = batch_size or default_batch_size(side, device)
+    loader = make_loader(dataset, side, batch_size, num_workers, pin_memory=device.type == "cuda")
     predictions = predict(sam, batches(loader), device, contextlib.nullcontext(), trials=trials)
+
+    def numbered(prediction: Prediction) -> tuple[int, Any]:
+        return prediction.row, finish(prediction)
+
     try:
-        rows = list(tqdm(map_in_threads(finish, predictions), "predicting", len(samples), unit="mask", disable=None))
+        found = dict(tqdm(map_in_threads(numbered, predictions), "predicting", len(samples), unit="mask", disable=None))
     except torch.cuda.OutOfMemoryError as error:
         raise UserError(f"out of GPU memory with {batch_size} images of {side} px together; "
                         "give a smaller --batch_size") from error
-    results = pd.DataFrame(rows).sort_values("row").reset_index(drop=True)
-    return results[list(contracts.RESULT_COLUMNS)], trial_ious
+    return [found[row] for row in range(len(samples))]
 
 
 def default_batch_size(side: int, device: torch.device) -> int:
