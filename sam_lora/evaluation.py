@@ -27,7 +27,7 @@ from sam_lora.dataset import (
     read_samples,
 )
 from sam_lora.errors import UserError
-from sam_lora.files import staged_folder
+from sam_lora.files import refuse_replacing, staged_folder
 from sam_lora.losses import MaskLoss
 from sam_lora.prompts import random_points
 from sam_lora.sam import (
@@ -45,7 +45,7 @@ from sam_lora.split_tables import photo_stem
 from sam_lora.splits import merge_groups, source_group
 from sam_lora.workers import map_in_threads
 
-PROMPTS_PER_IMAGE = 64       # rows of one image that travel together
+PROMPTS_PER_IMAGE = 64       # rows of one image that travel together where their true masks do, at full size
 PROMPTS_PER_DECODE = 32      # bounds the decoder's memory
 POOR_IOU = 0.5
 NO_CLASS = "(no class)"
@@ -163,7 +163,10 @@ def evaluate_table(load_model: Callable[[], Sam], test_csv: str | Path, output_d
     other = None if compare_to is None else comparison.read_other_results(compare_to, samples, test_csv)
     names, photos = class_names(samples), source_photos(samples)
     trials = PromptTrials(prompt_trials, seed) if prompt_trials else None
-    with staged_folder(output_dir, contracts.results_entries(prefix), overwrite) as folder:
+    owned = contracts.results_entries(prefix)
+    read = {path.parent for sample in samples for path in (sample.image, sample.label) if path is not None}
+    refuse_replacing([*sorted(read), *([] if compare_to is None else [Path(compare_to)])], output_dir, owned)
+    with staged_folder(output_dir, owned, overwrite) as folder:
         sam = load_model()
         results, trial_ious = _predict_table(sam, samples, names, folder, batch_size, num_workers, device, trials)
         if num_pictures:
@@ -225,9 +228,13 @@ def _predict_table(sam: Sam, samples: Sequence[Sample], names: Sequence[str], fo
 def predict_rows(sam: Sam, samples: Sequence[Sample], finish: Callable[[Prediction], Any], batch_size: int | None,
                  num_workers: int, device: torch.device, *, with_masks: bool,
                  trials: PromptTrials | None = None) -> list[Any]:
-    """What `finish` makes of each row's Prediction, in the rows' order; it runs in threads. Raises UserError."""
+    """What `finish` makes of each row's Prediction, in the rows' order; it runs in threads.
+
+    `with_masks`: predictions come with the truth. Raises UserError.
+    """
     side = sam.image_encoder.img_size
-    dataset = PromptedImages(samples, side, PROMPTS_PER_IMAGE, with_targets=False, with_masks=with_masks)
+    together = PROMPTS_PER_IMAGE if with_masks else len(samples)
+    dataset = PromptedImages(samples, side, together, with_targets=False, with_masks=with_masks)
     batch_size = batch_size or default_batch_size(side, device)
     loader = make_loader(dataset, side, batch_size, num_workers, pin_memory=device.type == "cuda")
     predictions = predict(sam, batches(loader), device, contextlib.nullcontext(), trials=trials)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from sam_lora.errors import UserError
-from sam_lora.files import STAGING_PREFIX, atomic_path, refuse_existing, staged_folder
+from sam_lora.files import STAGING_PREFIX, atomic_path, refuse_existing, refuse_replacing, staged_folder
 
 ROOT = Path(__file__).parents[1]
 
@@ -73,6 +73,26 @@ def test_refuse_existing_wants_a_folder(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="file: is a file; expected a folder"):
         refuse_existing([tmp_path / "file" / "a.csv"], overwrite=True)
+
+
+# ---- refuse_replacing -------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize(("path", "refused"), [
+    pytest.param("out/masks/a.png", True, id="in an owned folder"),
+    pytest.param("out/masks", True, id="an owned folder"),
+    pytest.param("other/../out/table.csv", True, id="an owned file, by a detour"),
+    pytest.param("out/notes/masks/a.png", False, id="of that name deeper down"),
+    pytest.param("out", False, id="the folder itself"),
+    pytest.param("masks/a.png", False, id="elsewhere"),
+])
+def test_refuse_replacing_what_is_read(tmp_path, monkeypatch, path, refused):
+    (tmp_path / "other").mkdir()
+    monkeypatch.chdir(tmp_path)
+    if not refused:
+        refuse_replacing([Path(path)], "out", ("masks", "table.csv"))
+        return
+    with pytest.raises(UserError, match=f"^{path}: this run reads it and would replace it; give another --output_dir"):
+        refuse_replacing([Path(path)], "out", ("masks", "table.csv"))
 
 
 # ---- staged_folder ----------------------------------------------------------------------------------------
