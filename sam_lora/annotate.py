@@ -19,14 +19,13 @@ from tqdm import tqdm
 from sam_lora import class_folders, contracts, figures, geometry, imaging
 from sam_lora.dataset import PromptedImages, Sample, batches, check_samples, make_loader, read_prompt, sample_problem
 from sam_lora.errors import UserError
-from sam_lora.evaluation import Prediction, choose_pictures, default_batch_size, predict
-from sam_lora.files import atomic_path, refuse_existing, staged_folder
+from sam_lora.evaluation import Prediction, choose_pictures, predict, predict_rows
+from sam_lora.files import atomic_path, refuse_existing, refuse_replacing, staged_folder
 from sam_lora.sam import Sam
 from sam_lora.workers import map_in_threads
 
-OWNED = (contracts.PREDICTED_MASKS_FOLDER, contracts.OVERLAYS_FOLDER, contracts.COCO_PREDICTIONS,
-         contracts.YOLO_FOLDER)
 MADE_BY = "any editor: columns image, points and/or box, and if you like point_labels, class_name"
+OWNED = contracts.results_entries()
 UNNAMED = "object"   # the class of rows that name none: annotation tools want one
 NAMED_EMPTY = 3      # rows with an empty mask that the summary names
 
@@ -95,7 +94,6 @@ class _Object:
 class _Annotated:
     """What is kept of a mask."""
 
-    row: int
     annotation: dict            # of a COCO file, without id
     size_wh: tuple[int, int]
     polygon: np.ndarray | None  # (N, 2) xy, N 0 for an empty mask; None unless asked for
@@ -112,7 +110,9 @@ def predict_folder(load_model: Callable[[], Sam], images_dir: str | Path, prompt
     """
     samples, names = read_prompts(prompts_csv, images_dir)
     check_samples(samples, prompts_csv, need_labels=False)
-    _keep_apart(Path(images_dir), Path(output_dir))
+    if Path(images_dir).resolve() == Path(output_dir).resolve():
+        raise UserError(f"{output_dir}: holds the images of --images_dir; give another --output_dir")
+    refuse_replacing(sorted({sample.image.parent for sample in samples}), output_dir, OWNED)
     categories = {name: number for number, name in enumerate(dict.fromkeys(names), start=1)}
     rows_of: dict[str, list[int]] = {}
     for row, sample in enumerate(samples):
@@ -123,7 +123,9 @@ def predict_folder(load_model: Callable[[], Sam], images_dir: str | Path, prompt
                for number, row in enumerate(rows, start=1)}
     with staged_folder(output_dir, OWNED, overwrite) as folder:
         sam = load_model()
-        found = _predict_rows(sam, samples, objects, folder, batch_size, num_workers, device, save_yolo)
+        found = predict_rows(sam, samples, lambda prediction: _finish(prediction, objects[prediction.row], folder,
+                                                                      save_yolo),
+                             batch_size, num_workers, device, with_masks=False)
         empty = [row for row, item in enumerate(found) if not item.annotation["area"]]
         content = _coco(rows_of, found, categories)
         with atomic_path(folder / contracts.COCO_PREDICTIONS) as temporary:
@@ -181,16 +183,6 @@ def _path_below(text: str, root: Path, where: str) -> str:
     return below.as_posix()
 
 
-def _keep_apart(images_dir: Path, output_dir: Path) -> None:
-    """Raise UserError where --overwrite would replace the user's own images, or the masks of a scored table."""
-    images, output = images_dir.resolve(), output_dir.resolve()
-    if images == output or any(images.is_relative_to(output / name) for name in OWNED):
-        raise UserError(f"{output_dir}: holds the images of --images_dir; give another --output_dir")
-    tables = sorted(path.name for path in output_dir.glob(contracts.results_table("*"))) if output.is_dir() else []
-    if tables:
-        raise UserError(f"{output_dir}: holds {tables[0]} with the masks of that table; give another --output_dir")
-
-
 def output_stems(images: Iterable[str]) -> dict[str, str]:
     """{path of an image: path of its outputs, no suffix}, each different even where case does not count.
 
@@ -210,31 +202,14 @@ def output_stems(images: Iterable[str]) -> dict[str, str]:
     return stems
 
 
-def _predict_rows(sam: Sam, samples: Sequence[Sample], objects: dict[int, _Object], folder: Path,
-                  batch_size: int | None, num_workers: int, device: torch.device, polygons: bool) -> list[_Annotated]:
-    """Predict all rows and write their masks; in the order of the table."""
-    side = sam.image_encoder.img_size
-    dataset = PromptedImages(samples, side, len(samples), with_targets=False, with_masks=False)
-    batch_size = batch_size or default_batch_size(side, device)
-    loader = make_loader(dataset, side, batch_size, num_workers, pin_memory=device.type == "cuda")
-
-    def finish(prediction: Prediction) -> _Annotated:
-        mask, item = prediction.mask, objects[prediction.row]
-        name = _mask_name(item)
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_bytes(imaging.encode_png(mask))
-        annotation = {"image_id": item.image_id, "category_id": item.category_id, **mask_to_coco(mask), "iscrowd": 0,
-                      "score": round(prediction.predicted_iou, 6), "mask": name}
-        return _Annotated(prediction.row, annotation, mask.shape[::-1],
-                          geometry.mask_to_polygon(mask) if polygons else None)
-
-    predictions = predict(sam, batches(loader), device, contextlib.nullcontext())
-    try:
-        found = list(tqdm(map_in_threads(finish, predictions), "predicting", len(samples), unit="mask", disable=None))
-    except torch.cuda.OutOfMemoryError as error:
-        raise UserError(f"out of GPU memory with {batch_size} images of {side} px together; "
-                        "give a smaller --batch_size") from error
-    return sorted(found, key=lambda item: item.row)
+def _finish(prediction: Prediction, item: _Object, folder: Path, polygons: bool) -> _Annotated:
+    """Write a mask, and keep what the annotations need of it."""
+    mask, name = prediction.mask, _mask_name(item)
+    (folder / name).parent.mkdir(parents=True, exist_ok=True)
+    (folder / name).write_bytes(imaging.encode_png(mask))
+    annotation = {"image_id": item.image_id, "category_id": item.category_id, **mask_to_coco(mask), "iscrowd": 0,
+                  "score": round(prediction.predicted_iou, 6), "mask": name}
+    return _Annotated(annotation, mask.shape[::-1], geometry.mask_to_polygon(mask) if polygons else None)
 
 
 def _mask_name(item: _Object) -> str:

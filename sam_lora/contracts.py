@@ -133,11 +133,15 @@ def prompt_trials_table(prefix: str) -> str:
     return f"{prefix}_prompt_trials.csv"
 
 
-def results_entries(prefix: str) -> tuple[str, ...]:
-    """Everything that a results folder consists of."""
-    return (PREDICTIONS_PICTURE, SAMPLES_FOLDER, PREDICTED_MASKS_FOLDER, results_table(prefix),
-            class_summary_table(prefix), size_summary_table(prefix), prompt_trials_table(prefix), COMPARISON_TABLE,
-            COMPARISON_PICTURE, IMPROVED_PICTURE, REGRESSED_PICTURE, REPORT_PAGE)
+def results_entries(prefix: str = TUNED_RESULTS_PREFIX) -> tuple[str, ...]:
+    """Everything that step 5 writes into a results folder: scores of a table, by either script, and annotations.
+
+    One run replaces all of it, for any kind of run writes masks/, and what told of other masks is then wrong.
+    """
+    tables = [table(name) for name in dict.fromkeys((prefix, TUNED_RESULTS_PREFIX, BASE_RESULTS_PREFIX))
+              for table in (results_table, class_summary_table, size_summary_table, prompt_trials_table)]
+    return (PREDICTIONS_PICTURE, SAMPLES_FOLDER, PREDICTED_MASKS_FOLDER, *tables, COMPARISON_TABLE, COMPARISON_PICTURE,
+            IMPROVED_PICTURE, REGRESSED_PICTURE, REPORT_PAGE, OVERLAYS_FOLDER, COCO_PREDICTIONS, YOLO_FOLDER)
 
 
 def single_mask(stem: str, number: int | None = None) -> str:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -27,7 +28,7 @@ from sam_lora.dataset import (
 )
 from sam_lora.errors import UserError
 from sam_lora.feature_cache import image_embeddings
-from sam_lora.files import staged_folder
+from sam_lora.files import refuse_replacing, staged_folder
 from sam_lora.losses import MaskLoss
 from sam_lora.prompts import random_points
 from sam_lora.sam import (
@@ -44,7 +45,7 @@ from sam_lora.split_tables import photo_stem
 from sam_lora.splits import merge_groups, source_group
 from sam_lora.workers import map_in_threads
 
-PROMPTS_PER_IMAGE = 64       # rows of one image that travel together
+PROMPTS_PER_IMAGE = 64       # rows of one image that travel together where their true masks do, at full size
 PROMPTS_PER_DECODE = 32      # bounds the decoder's memory
 POOR_IOU = 0.5
 NO_CLASS = "(no class)"
@@ -163,7 +164,10 @@ def evaluate_table(load_model: Callable[[], Sam], test_csv: str | Path, output_d
     other = None if compare_to is None else comparison.read_other_results(compare_to, samples, test_csv)
     names, photos = class_names(samples), source_photos(samples)
     trials = PromptTrials(prompt_trials, seed) if prompt_trials else None
-    with staged_folder(output_dir, contracts.results_entries(prefix), overwrite) as folder:
+    owned = contracts.results_entries(prefix)
+    read = {path.parent for sample in samples for path in (sample.image, sample.label) if path is not None}
+    refuse_replacing([*sorted(read), *([] if compare_to is None else [Path(compare_to)])], output_dir, owned)
+    with staged_folder(output_dir, owned, overwrite) as folder:
         sam = load_model()
         results, trial_ious = _predict_table(sam, samples, names, folder, batch_size, num_workers, device, trials)
         if num_pictures:
@@ -202,10 +206,6 @@ def _predict_table(sam: Sam, samples: Sequence[Sample], names: Sequence[str], fo
     """Predict all rows and write their masks -> the results in table order, no pictures yet; rows' IoUs of trials."""
     masks_folder = folder / contracts.PREDICTED_MASKS_FOLDER
     masks_folder.mkdir()
-    side = sam.image_encoder.img_size
-    dataset = PromptedImages(samples, side, PROMPTS_PER_IMAGE, with_targets=False, with_masks=True)
-    batch_size = batch_size or default_batch_size(side, device)
-    loader = make_loader(dataset, side, batch_size, num_workers, pin_memory=device.type == "cuda")
     trial_ious: dict[int, Sequence[float]] = {}
 
     def finish(prediction: Prediction) -> dict:
@@ -215,21 +215,40 @@ def _predict_table(sam: Sam, samples: Sequence[Sample], names: Sequence[str], fo
         if prediction.trial_ious:
             trial_ious[prediction.row] = prediction.trial_ious
         truth_area = "" if prediction.truth is None else int(np.count_nonzero(prediction.truth))
-        return {"row": prediction.row, "class_name": names[prediction.row], "image": sample.image_text,
+        return {"class_name": names[prediction.row], "image": sample.image_text,
                 "label": sample.label_text, **score(prediction.mask, prediction.truth),
                 "predicted_iou": round(prediction.predicted_iou, 6),
                 "mask_area": int(np.count_nonzero(prediction.mask)),
                 "truth_area": truth_area, "size": "" if truth_area == "" else size_of(truth_area),
                 "mask": f"{contracts.PREDICTED_MASKS_FOLDER}/{mask_name}", "picture": ""}
 
+    rows = predict_rows(sam, samples, finish, batch_size, num_workers, device, with_masks=True, trials=trials)
+    return pd.DataFrame(rows, columns=contracts.RESULT_COLUMNS), trial_ious
+
+
+def predict_rows(sam: Sam, samples: Sequence[Sample], finish: Callable[[Prediction], Any], batch_size: int | None,
+                 num_workers: int, device: torch.device, *, with_masks: bool,
+                 trials: PromptTrials | None = None) -> list[Any]:
+    """What `finish` makes of each row's Prediction, in the rows' order; it runs in threads.
+
+    `with_masks`: predictions come with the truth. Raises UserError.
+    """
+    side = sam.image_encoder.img_size
+    together = PROMPTS_PER_IMAGE if with_masks else len(samples)
+    dataset = PromptedImages(samples, side, together, with_targets=False, with_masks=with_masks)
+    batch_size = batch_size or default_batch_size(side, device)
+    loader = make_loader(dataset, side, batch_size, num_workers, pin_memory=device.type == "cuda")
     predictions = predict(sam, batches(loader), device, contextlib.nullcontext(), trials=trials)
+
+    def numbered(prediction: Prediction) -> tuple[int, Any]:
+        return prediction.row, finish(prediction)
+
     try:
-        rows = list(tqdm(map_in_threads(finish, predictions), "predicting", len(samples), unit="mask", disable=None))
+        found = dict(tqdm(map_in_threads(numbered, predictions), "predicting", len(samples), unit="mask", disable=None))
     except torch.cuda.OutOfMemoryError as error:
         raise UserError(f"out of GPU memory with {batch_size} images of {side} px together; "
                         "give a smaller --batch_size") from error
-    results = pd.DataFrame(rows).sort_values("row").reset_index(drop=True)
-    return results[list(contracts.RESULT_COLUMNS)], trial_ious
+    return [found[row] for row in range(len(samples))]
 
 
 def default_batch_size(side: int, device: torch.device) -> int:

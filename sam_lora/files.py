@@ -8,7 +8,7 @@ import atexit
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -65,6 +65,18 @@ def refuse_existing(paths: Sequence[Path], overwrite: bool) -> None:
     if existing and not overwrite:
         names = ", ".join(str(path) for path in existing)
         raise UserError(f"{names}: already there; give --overwrite to replace, or write elsewhere")
+
+
+def refuse_replacing(paths: Iterable[Path], final: str | Path, owned: Sequence[str]) -> None:
+    """Raise UserError if one of `paths`, which the user still needs, is in `final` and would go with its owned entries.
+
+    `owned`: names of entries of `final`.
+    """
+    final = Path(final).resolve()
+    for path in paths:
+        place = path.resolve()
+        if place.is_relative_to(final) and place != final and place.relative_to(final).parts[0] in owned:
+            raise UserError(f"{path}: this run reads it and would replace it; give another --output_dir than {final}")
 
 
 @contextmanager

@@ -6,7 +6,7 @@ import signal
 import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 
@@ -20,14 +20,16 @@ THREADS = 4           # PNG and JPEG coding and resizing let go of Python's lock
 
 def map_in_threads(function: Callable, items: Iterable) -> Iterator:
     """`function(item)` for each item, in their order, by a few threads; no more than a few results wait in memory."""
-    with ThreadPoolExecutor(THREADS) as pool:
-        waiting = deque()
+    pool, waiting = ThreadPoolExecutor(THREADS), deque()
+    try:
         for item in items:
             waiting.append(pool.submit(function, item))
             if len(waiting) > 2 * THREADS:
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
+    finally:
+        _shut_down(pool)
 
 
 def map_in_order(function: Callable, items: Sequence, num_workers: int, what: str) -> Iterator:
@@ -51,6 +53,16 @@ def map_in_order(function: Callable, items: Sequence, num_workers: int, what: st
         raise UserError("a worker process died, most likely for want of memory; give a smaller --num_workers, "
                         "0 for none") from error
     finally:
+        _shut_down(pool)
+
+
+def _shut_down(pool: Executor) -> None:
+    """Drop what has not begun and wait for the rest.
+
+    A Ctrl-C in the middle of that would let Python (3.11) take threads that still run for ended ones, write on into
+    folders that are being removed, and wait for processes that nobody ends.
+    """
+    with HeldBack():
         pool.shutdown(wait=True, cancel_futures=True)
 
 

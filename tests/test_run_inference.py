@@ -442,6 +442,59 @@ def test_overwrite_replaces_its_own_files_only(run, tmp_path):
     assert files_of(out) == {name for name in FILES if not name.endswith(".jpg")} | {"notes.txt", "photo_mask.png"}
 
 
+def test_overwrite_by_the_other_kind_of_run_leaves_nothing_stale(run, crops, mini_weights, tmp_path):
+    """A table is scored, photos are annotated, a table is scored by the other script: in one folder, one by one."""
+    table, photo = pd.read_csv(crops.test_csv), "class_7/a.png"
+    (tmp_path / "photos" / "class_7").mkdir(parents=True)
+    imaging.write_png(tmp_path / "photos" / photo, imaging.load_image(crops.folder / table["image"][0]))
+    (tmp_path / "prompts.csv").write_text(f'image,points\n{photo},"[[20,20]]"\n')
+    annotations = {"masks/class_7/a_1.png", "overlays/class_7/a.jpg", "predictions.json", "yolo/data.yaml",
+                   "yolo/images/class_7/a.png", "yolo/labels/class_7/a.txt"}
+    annotate = ("--images_dir", "photos", "--prompts_csv", "prompts.csv", "--save_yolo")
+
+    out = run("--prompt_trials", 1)
+    (out / "notes.txt").write_text("mine")
+    run(*annotate, "--overwrite")
+    assert files_of(out) == annotations | {"notes.txt"}
+    run("--overwrite")
+    assert files_of(out) == FILES | {"notes.txt"}
+    run(*annotate, "--overwrite")
+    base = run_base_sam_inference.get_args_parser().parse_args(
+        ["--model_type", "vit_mini", "--checkpoint", str(mini_weights), "--test_csv", str(crops.test_csv),
+         "--output_dir", "out", "--device", "cpu", "--overwrite"])
+    run_base_sam_inference.main(base)
+    as_base = {name.replace("finetuned_sam_", "base_sam_") for name in FILES}
+    assert files_of(out) == as_base | {"notes.txt"}
+    run("--overwrite")
+    assert files_of(out) == FILES | {"notes.txt"}
+
+
+@pytest.mark.parametrize("kind", ["masks", "images", "base results"])
+def test_overwrite_never_takes_what_the_run_reads(run, crops, base_results, tmp_path, kind):
+    """Labels that were predicted and mended by hand, images of an earlier YOLO set, the table to compare with."""
+    table, flags = pd.read_csv(crops.test_csv), ["--overwrite"]
+    if kind == "base results":
+        (tmp_path / "out").mkdir()
+        base_results.rename(tmp_path / "out" / base_results.name)
+        flags += ["--compare_to", f"out/{base_results.name}"]
+    else:
+        folder = {"masks": "out/masks", "images": "out/yolo/images"}[kind]
+        (tmp_path / folder).mkdir(parents=True)
+        for column, rows in (("label", table["label"]), ("image", table["image"])):
+            paths = [(crops.folder / path) for path in rows]
+            table[column] = [str(path) for path in paths]
+            if column == ("label" if kind == "masks" else "image"):
+                for path in paths:
+                    path.rename(tmp_path / folder / path.name)
+                table[column] = [f"{folder}/{path.name}" for path in paths]
+        table.to_csv("mended.csv", index=False)
+        flags += ["--test_csv", "mended.csv"]
+    before = files_of(tmp_path)
+    with pytest.raises(UserError, match="this run reads it and would replace it; give another --output_dir"):
+        run(*flags)
+    assert files_of(tmp_path) == before
+
+
 def test_a_failed_run_keeps_the_earlier_results(run, crops):
     out = run("--num_pictures", 0)
     before = {name: (out / name).read_bytes() for name in files_of(out)}
