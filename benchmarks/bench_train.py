@@ -8,7 +8,8 @@ Both sides train the same weights on the same batches of drawn images, with LoRA
 decoder and AdamW. The reference encodes every image and decodes every prompt alone, through segment_anything's own
 encoder and decoder, and goes back once a batch; ours is train.py's step. vit_b, vit_l and vit_h have random weights.
 The sides take turns, each in a process of its own; a round's ratio is that of the seconds its steps took. First their
-losses on one batch and their embeddings of an image, in float32, are compared. The last line is `speedup X.XX memory Y.YY`, reference over ours.
+losses on one batch and their embeddings of an image, in float32, are compared. The last line is
+`speedup X.XX memory Y.YY`, reference over ours.
 """
 
 import argparse
