@@ -8,7 +8,8 @@ Both sides train the same weights on the same batches of drawn images, with LoRA
 decoder and AdamW. The reference encodes every image and decodes every prompt alone, through segment_anything's own
 encoder and decoder, and goes back once a batch; ours is train.py's step. vit_b, vit_l and vit_h have random weights.
 The sides take turns, each in a process of its own; a round's ratio is that of the seconds its steps took. First their
-losses on one batch, in float32, are compared. The last line is `speedup X.XX memory Y.YY`, reference over ours.
+losses on one batch and their embeddings of an image, in float32, are compared. The last line is
+`speedup X.XX memory Y.YY`, reference over ours.
 """
 
 import argparse
@@ -35,7 +36,7 @@ from sam_lora import sam as sam_module
 
 LORA = {"rank": 16, "alpha": 32.0, "dropout": 0.0, "targets": ["qkv"], "blocks": None}
 MULTIMASK_WEIGHT = 0.25     # train.py's default
-LARGEST_DIFFERENCE = 1e-4   # of the losses, relative
+LARGEST_DIFFERENCE = 1e-4   # relative, of losses and of embeddings
 PARTS = ("data", "encode", "decode and loss", "backward", "optimiser")
 SIDE = None                 # of a process of one side
 
@@ -92,12 +93,13 @@ def main(args: argparse.Namespace) -> None:
               f"each, on {device_name(device)}, {threads} threads; torch {torch.__version__}", flush=True)
         pools = {key: stack.enter_context(ProcessPoolExecutor(1, spawn, start, (value,)))
                  for key, value in settings.items()}
-        found = {key: pool.submit(first_loss).result() for key, pool in pools.items()}
-        difference = abs(found["ours"] - found["reference"]) / abs(found["reference"])
-        print(f"loss in float32: reference {found['reference']:.6f}, ours {found['ours']:.6f}; relative difference "
-              f"{difference:.1e}", flush=True)
-        if not difference <= LARGEST_DIFFERENCE:
-            sys.exit(f"the losses differ by more than {LARGEST_DIFFERENCE:g}")
+        (loss, embedding), (our_loss, our_embedding) = (pool.submit(first_outputs).result() for pool in pools.values())
+        differences = (abs(our_loss - loss) / abs(loss),  # random weights' loss says little of the encoder
+                       np.linalg.norm(our_embedding - embedding) / np.linalg.norm(embedding))
+        print(f"in float32: loss of the reference {loss:.6f}, ours {our_loss:.6f}, relative difference "
+              f"{differences[0]:.1e}; of an image's embeddings {differences[1]:.1e}", flush=True)
+        if not max(differences) <= LARGEST_DIFFERENCE:
+            sys.exit(f"they differ by more than {LARGEST_DIFFERENCE:g}")
         times = {key: [] for key in pools}
         for number in range(-1, args.rounds):  # the first round, of one step, warms up
             for key, pool in pools.items():
@@ -260,13 +262,15 @@ def start(settings: Settings) -> None:
     SIDE = Side(settings)
 
 
-def first_loss() -> float:
-    """In float32, whatever the precision of the steps; then the memory's peak starts anew on a GPU."""
+def first_outputs() -> tuple[float, np.ndarray]:
+    """A batch's loss and the embedding of its first image, in float32; then the memory's peak starts anew on a GPU."""
+    batch, sam = next(SIDE.batches(0)).to(SIDE.device), SIDE.sam
     with torch.no_grad():
-        loss = float(SIDE.loss(next(SIDE.batches(0)).to(SIDE.device)))
+        loss = float(SIDE.loss(batch))
+        embedding = sam.image_encoder(sam_module.preprocess(batch.images[:1], batch.input_sizes[:1], sam)).cpu().numpy()
     if SIDE.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(SIDE.device)
-    return loss
+    return loss, embedding
 
 
 def steps(round_number: int, count: int) -> dict[str, float]:
