@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -237,18 +238,32 @@ def predict_rows(sam: Sam, samples: Sequence[Sample], finish: Callable[[Predicti
     together = PROMPTS_PER_IMAGE if with_masks else len(samples)
     dataset = PromptedImages(samples, side, together, with_targets=False, with_masks=with_masks)
     batch_size = batch_size or default_batch_size(side, device)
-    loader = make_loader(dataset, side, batch_size, num_workers, pin_memory=device.type == "cuda")
-    predictions = predict(sam, batches(loader), device, contextlib.nullcontext(), trials=trials)
+    # On a CPU, cores that take images of their own do not wait for one another, as those that share a batch do
+    cores = torch.get_num_threads()
+    threads = min(cores, batch_size) if device.type == "cpu" else 1
+    loader = make_loader(dataset, side, batch_size // threads, num_workers, pin_memory=device.type == "cuda")
 
     def numbered(prediction: Prediction) -> tuple[int, Any]:
         return prediction.row, finish(prediction)
 
+    def of_batch(batch: Batch) -> list[tuple[int, Any]]:
+        torch.set_num_threads(cores // threads)  # this thread's share; PyTorch keeps the number for each
+        return [numbered(prediction) for prediction in
+                predict(sam, [batch], device, contextlib.nullcontext(), trials=trials)]
+
+    if threads > 1:
+        found = chain.from_iterable(map_in_threads(of_batch, batches(loader), threads))
+    else:
+        predictions = predict(sam, batches(loader), device, contextlib.nullcontext(), trials=trials)
+        found = map_in_threads(numbered, predictions)
     try:
-        found = dict(tqdm(map_in_threads(numbered, predictions), "predicting", len(samples), unit="mask", disable=None))
+        by_row = dict(tqdm(found, "predicting", len(samples), unit="mask", disable=None))
     except torch.cuda.OutOfMemoryError as error:
         raise UserError(f"out of GPU memory with {batch_size} images of {side} px together; "
                         "give a smaller --batch_size") from error
-    return [found[row] for row in range(len(samples))]
+    finally:
+        torch.set_num_threads(cores)
+    return [by_row[row] for row in range(len(samples))]
 
 
 def default_batch_size(side: int, device: torch.device) -> int:

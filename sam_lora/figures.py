@@ -215,15 +215,15 @@ class _Scaled:
 
         In dim `grey` the colours mean one thing only.
         """
+        picture = self.image
         if grey:
-            channels = [DIM * cv2.cvtColor(self.image, cv2.COLOR_RGB2GRAY).astype(np.float32)] * 3
-        else:
-            channels = cv2.split(self.image.astype(np.float32))
-        for mask, colour in areas:  # channel by channel: numpy is slow where the last axis has three values
+            picture = cv2.merge([cv2.convertScaleAbs(cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY), alpha=DIM)] * 3)
+        for mask, colour in areas:
             weight = np.float32(OPACITY) * self.coverage(mask)
-            rest = 1 - weight
-            channels = [rest * channel + weight * np.float32(value) for channel, value in zip(channels, colour)]
-        picture = cv2.convertScaleAbs(cv2.merge(channels))
+            paint = cv2.merge([np.full(weight.shape, value, np.uint8) for value in colour])
+            picture = cv2.blendLinear(picture, paint, 1 - weight, weight)
+        if picture is self.image:
+            picture = picture.copy()
         around = cv2.dilate((self.coverage(outline) > 0.5).astype(np.uint8), np.ones((3, 3), np.uint8))
         contours, _ = cv2.findContours(around, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
         return cv2.drawContours(picture, contours, -1, (255, 255, 255), 1, cv2.LINE_AA)
@@ -308,24 +308,31 @@ def _legend(width: int, lead: str = "") -> np.ndarray:
 
 
 def _blank(height: int, width: int) -> np.ndarray:
-    return np.full((height, width, 3), BACKGROUND, np.uint8)
+    return np.full((height, width, 3), BACKGROUND[0], np.uint8)  # one number: numpy is slow to repeat three
 
 
 def _widened(picture: np.ndarray, width: int) -> np.ndarray:
-    return np.hstack([picture, _blank(picture.shape[0], width - picture.shape[1])])
+    return _stack([picture], width)
 
 
-def _stack(pictures: Sequence[np.ndarray]) -> np.ndarray:
-    width = max(picture.shape[1] for picture in pictures)
-    return np.vstack([_widened(picture, width) for picture in pictures])
+def _stack(pictures: Sequence[np.ndarray], width: int = 0) -> np.ndarray:
+    """Below each other, at the left; at least `width` wide."""
+    width = max(width, *(picture.shape[1] for picture in pictures))
+    canvas, top = _blank(sum(picture.shape[0] for picture in pictures), width), 0
+    for picture in pictures:
+        canvas[top:top + picture.shape[0], :picture.shape[1]] = picture
+        top += picture.shape[0]
+    return canvas
 
 
 def _beside(pictures: Sequence[np.ndarray], gap: int = GAP) -> np.ndarray:
+    """Next to each other, at the top, `gap` pixels apart."""
     height = max(picture.shape[0] for picture in pictures)
-    parts = []
+    canvas, left = _blank(height, sum(picture.shape[1] for picture in pictures) + gap * (len(pictures) - 1)), 0
     for picture in pictures:
-        parts += [np.vstack([picture, _blank(height - picture.shape[0], picture.shape[1])]), _blank(height, gap)]
-    return np.hstack(parts[:-1])
+        canvas[:picture.shape[0], left:left + picture.shape[1]] = picture
+        left += picture.shape[1] + gap
+    return canvas
 
 
 def _framed(picture: np.ndarray) -> np.ndarray:

@@ -3,6 +3,7 @@
 What a file is, its content says, not its suffix. Paths may hold any character.
 """
 
+import os
 import struct
 import warnings
 from collections import Counter
@@ -92,7 +93,7 @@ def image_size(path: str | Path, upright: bool = True) -> tuple[int, int]:
         return pixels.shape[1], pixels.shape[0]
     with _opened(path) as picture:
         width, height = picture.size
-        sideways = upright and _orientation(picture) in (5, 6, 7, 8)
+        sideways = upright and _may_be_turned(path, picture) and _orientation(picture) in (5, 6, 7, 8)
     return (height, width) if sideways else (width, height)
 
 
@@ -129,6 +130,20 @@ def _orientation(picture: Image.Image) -> int:
         return picture.getexif().get(EXIF_ORIENTATION, 1)
     except (OSError, SyntaxError, ValueError, KeyError, TypeError, struct.error):  # a damaged EXIF block says nothing
         return 1
+
+
+def _may_be_turned(path: str | Path, picture: Image.Image) -> bool:
+    """False for a PNG that holds no words but pixels: Pillow would decode all of it to look for EXIF at its end."""
+    if picture.format != "PNG":
+        return True
+    with Path(path).open("rb") as file:
+        file.seek(8)
+        while len(head := file.read(8)) == 8:
+            length, kind = struct.unpack(">I4s", head)
+            if kind in (b"eXIf", b"tEXt", b"zTXt", b"iTXt"):
+                return True
+            file.seek(length + 4, os.SEEK_CUR)  # its content and checksum
+    return False
 
 
 def _has_more_pages(picture: Image.Image) -> bool:

@@ -257,17 +257,25 @@ def wide(content: str, label: str) -> str:
 
 
 def picture(path: Path, alt: str, longest: int) -> str:
-    """An <img> that holds the picture itself, no side above `longest` pixels. Raises ImageError."""
-    pixels = imaging.load_image(path)
-    scale = longest / max(pixels.shape[:2])
-    if scale < 1:
-        size = max(1, round(pixels.shape[1] * scale)), max(1, round(pixels.shape[0] * scale))
-        pixels = cv2.resize(pixels, size, interpolation=cv2.INTER_AREA)
-    kind, data = "jpeg", imaging.encode_jpeg(pixels, QUALITY)
-    if path.suffix == ".png":   # plots: sharp lines
-        kind, data = "png", imaging.encode_png(pixels)
+    """An <img> that holds the picture itself, no side above `longest` pixels. Raises ImageError.
+
+    A JPEG, which this run has written, goes in as it is where it is no larger.
+    """
+    kind, size = "jpeg", imaging.image_size(path)
+    if path.suffix == ".jpg" and max(size) <= longest:
+        data = path.read_bytes()
+    else:
+        pixels = imaging.load_image(path)
+        scale = longest / max(size)
+        if scale < 1:
+            size = max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
+            pixels = cv2.resize(pixels, size, interpolation=cv2.INTER_AREA)
+        if path.suffix == ".png":   # plots: sharp lines
+            kind, data = "png", imaging.encode_png(pixels)
+        else:
+            data = imaging.encode_jpeg(pixels, QUALITY)
     return (f'<img src="data:image/{kind};base64,{base64.b64encode(data).decode("ascii")}" alt="{text(alt)}" '
-            f'width="{pixels.shape[1]}" height="{pixels.shape[0]}">')
+            f'width="{size[0]}" height="{size[1]}">')
 
 
 def _figure(path: Path, words: str, longest: int) -> str:

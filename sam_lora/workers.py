@@ -18,13 +18,13 @@ ITEMS_PER_WORKER = 8  # starting a process takes as long as about so many pictur
 THREADS = 4           # PNG and JPEG coding and resizing let go of Python's lock
 
 
-def map_in_threads(function: Callable, items: Iterable) -> Iterator:
+def map_in_threads(function: Callable, items: Iterable, threads: int = THREADS) -> Iterator:
     """`function(item)` for each item, in their order, by a few threads; no more than a few results wait in memory."""
-    pool, waiting = ThreadPoolExecutor(THREADS), deque()
+    pool, waiting = ThreadPoolExecutor(threads), deque()
     try:
         for item in items:
             waiting.append(pool.submit(function, item))
-            if len(waiting) > 2 * THREADS:
+            if len(waiting) > 2 * threads:
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()

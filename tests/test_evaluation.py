@@ -2,6 +2,8 @@
 
 import contextlib
 import json
+import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -192,6 +194,48 @@ def test_one_trial_has_no_spread_and_none_is_told():
         "With 1 other random set of points in each mask, mean IoU is 0.800 against 0.900 with the table's own points "
         "(-0.100) on 1 object.")
     assert evaluation.trials_sentence(RESULTS, {}).startswith("No row has both a mask and foreground points")
+
+
+@pytest.mark.parametrize(("cores", "batch_size"), [
+    pytest.param(2, 4, id="two threads, two images each"), pytest.param(3, 2, id="fewer images than cores")])
+def test_several_cores_give_the_same_in_the_same_order(mini, shared_image_samples, cores, batch_size):
+    def finish(prediction):
+        seen.add((threading.get_ident(), torch.get_num_threads()))
+        time.sleep(0.05)
+        return prediction
+
+    def predicted():
+        return evaluation.predict_rows(mini, shared_image_samples, finish, batch_size, 0, CPU, with_masks=True,
+                                       trials=evaluation.PromptTrials(2, 0))
+    seen = set()
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        expected = predicted()
+        seen.clear()
+        torch.set_num_threads(cores)
+        found = predicted()
+        assert torch.get_num_threads() == cores
+    finally:
+        torch.set_num_threads(before)
+    assert len(seen) == 2 and {share for _, share in seen} == {1}
+    assert [prediction.row for prediction in found] == list(range(len(shared_image_samples)))
+    for ours, theirs in zip(found, expected):
+        assert (ours.mask != theirs.mask).mean() < 1e-3
+        assert ours.predicted_iou == pytest.approx(theirs.predicted_iou, abs=1e-5)
+        assert ours.trial_ious == pytest.approx(theirs.trial_ious, abs=1e-2)
+
+
+def test_an_error_in_a_thread_leaves_pytorch_s_threads_as_they_were(mini, shared_image_samples):
+    before = torch.get_num_threads()
+    broken = [*shared_image_samples, replace(shared_image_samples[0], image=Path("gone.png"))]
+    try:
+        torch.set_num_threads(2)
+        with pytest.raises(UserError, match="gone.png: no such file"):
+            evaluation.predict_rows(mini, broken, lambda prediction: None, 2, 0, CPU, with_masks=True)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize(("side", "device", "expected"), [

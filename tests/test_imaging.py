@@ -92,6 +92,20 @@ def test_exif_orientation(tmp_path: Path, suffix: str, orientation: int):
         assert image_size(path, upright=False) == (WIDTH, HEIGHT)
 
 
+@pytest.mark.parametrize("where", ["before the pixels", "after the pixels"])
+def test_a_png_may_say_how_it_is_turned_at_its_end(tmp_path: Path, where: str):
+    path = tmp_path / "turned.png"
+    Image.fromarray(picture()).save(path, exif=exif(6))
+    data = path.read_bytes()
+    start = data.index(b"eXIf") - 4
+    end = start + 12 + int.from_bytes(data[start:start + 4], "big")
+    if where == "after the pixels":
+        data = data[:start] + data[end:-12] + data[start:end] + data[-12:]  # the last chunk, IEND, has 12 bytes
+        path.write_bytes(data)
+        assert data.index(b"IDAT") < data.index(b"eXIf")
+    assert image_size(path) == (HEIGHT, WIDTH) == load_image(path).shape[:2][::-1]
+
+
 @pytest.mark.parametrize("orientation", [1, 6])
 @pytest.mark.parametrize("suffix", [".png", ".tif"])
 def test_16_bit_grey_is_stretched_and_turned(tmp_path: Path, suffix: str, orientation: int):

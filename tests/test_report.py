@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sam_lora import comparison, contracts, evaluation, report
+from sam_lora import comparison, contracts, evaluation, imaging, report
 
 PREFIX = "finetuned_sam"
 VOID = {"meta", "img", "br", "link", "hr", "input"}
@@ -218,3 +218,12 @@ def test_pictures_are_made_smaller_where_they_are_large(tmp_path):
     assert cv2.imwrite(str(tmp_path / "a.png"), np.zeros((300, 4400, 3), np.uint8))
     page = Page(report.picture(tmp_path / "a.png", "a", 1100))
     assert pictures_of(page)[0].shape == (75, 1100, 3)
+
+
+def test_a_jpeg_that_fits_goes_in_as_it_is_and_a_larger_one_smaller(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 255, (60, 110, 3), dtype=np.uint8)
+    imaging.write_jpeg(tmp_path / "a.jpg", pixels)
+    stored = base64.b64encode((tmp_path / "a.jpg").read_bytes()).decode()
+    assert f'base64,{stored}" alt="a" width="110" height="60">' in report.picture(tmp_path / "a.jpg", "a", 110)
+    page = Page(report.picture(tmp_path / "a.jpg", "a", 55))
+    assert pictures_of(page)[0].shape == (30, 55, 3)
