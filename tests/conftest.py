@@ -12,6 +12,8 @@ import pytest
 # Tests are small: one thread each is several times faster than two that wait for one another on a busy machine.
 os.environ["OMP_NUM_THREADS"] = "1"
 cv2.setNumThreads(1)
+# A shell's `&` hands Ctrl-C on ignored, and so it would be for the processes whose Ctrl-C is tested.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 TRAIN_ROWS, VAL_ROWS, TEST_ROWS = 6, 4, 6
 
