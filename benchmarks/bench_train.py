@@ -31,7 +31,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import train
-from sam_lora import attention, checkpoints, cli, contracts, dataset, losses, workers
+from sam_lora import attention, checkpoints, cli, contracts, dataset, distributed, losses, workers
 from sam_lora import sam as sam_module
 
 LORA = {"rank": 16, "alpha": 32.0, "dropout": 0.0, "targets": ["qkv"], "blocks": None}
@@ -49,7 +49,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     parser.add_argument("--batch_size", type=cli.positive_int, default=8, metavar="N", help="images a step")
     parser.add_argument("--prompts_per_image", type=cli.positive_int, default=1, metavar="N",
                         help="objects an image has")
-    parser.add_argument("--steps", type=cli.positive_int, default=4, metavar="N", help="steps a round")
+    parser.add_argument("--steps", type=cli.positive_int, default=4, metavar="N", help="steps a round; 1 where one is long")
     parser.add_argument("--rounds", type=cli.positive_int, default=5, metavar="N", help="rounds of each side")
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="of ours")
     parser.add_argument("--reference_precision", choices=("fp32", "bf16"), help="default: as ours")
@@ -186,7 +186,7 @@ class Side:
         self.encoding += self.now() - self.encoding_began
 
     def autocast(self) -> contextlib.AbstractContextManager:
-        return train.select_precision(self.settings.precision, self.device)[0]
+        return train.select_precision(self.settings.precision, self.device, self.sam, distributed.Ranks())[0]
 
     def loss(self, batch: dataset.Batch) -> torch.Tensor:
         compute = train.batch_loss if self.settings.ours else one_at_a_time

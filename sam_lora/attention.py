@@ -5,14 +5,15 @@ The logit of a query and a key, each a place of a grid, is
     scale * q @ k + rel_h[q, row of k] + rel_w[q, column of k]
 with decomposed relative positions (Li et al. 2022, MViTv2): rel_h[q] = q @ table_h[row of q], and rel_w alike.
 segment_anything stores this for all pairs several times over. Here, on the CPU, no more of it than the cache holds is
-there at a time (`chunked_attention`); on a GPU the positions are folded into the inner product (`folded_attention`),
-so that PyTorch's own kernels, which store no pairs, compute it.
+there at a time (`chunked_attention`, `narrow_attention`); on a GPU PyTorch's own kernels, which store no pairs, compute
+it, for the positions are folded into the inner product (`folded_attention`).
 
 Shapes: N is batch x windows x heads, h and w are the grid's sides, d is a head's width. `qkv` (3, N, h*w, d);
 `table_h` (h, h, d) and `table_w` (w, w, d) by row, or column, of the query and of the key.
 """
 
 from collections.abc import Iterator
+from functools import cache
 
 import torch
 import torch.nn.functional as F
@@ -25,6 +26,7 @@ from segment_anything.modeling.image_encoder import Attention, Block, get_rel_po
 from segment_anything.modeling.transformer import Attention as DecoderAttention  # isort: skip
 
 CHUNK = 2**20        # logits computed together on the CPU: 4 MB of float32
+NARROW_CHUNK = 2**21  # the same of bfloat16
 KEPT = 2**22         # up to so many, a block's probabilities are kept for the backward pass: faster than doing it again
 WIDTH_MULTIPLE = 8   # of a head, for the GPU's kernels
 
@@ -75,7 +77,9 @@ def attend(attn: Attention, x: Tensor, window_size: int) -> Tensor:
     qkv = qkv.permute(5, 0, 1, 3, 6, 2, 4, 7).reshape(3, -1, rows * columns, channels // attn.num_heads)
     tables = [get_rel_pos(side, side, table).to(qkv.dtype)
               for side, table in ((rows, attn.rel_pos_h), (columns, attn.rel_pos_w))]
-    compute = chunked_attention if x.device.type == "cpu" else folded_attention
+    compute = folded_attention
+    if x.device.type == "cpu":
+        compute = narrow_attention if qkv.dtype == torch.bfloat16 and has_bf16_products() else chunked_attention
     out = compute(qkv, *tables, attn.scale)                                 # (N, rows * columns, d)
     out = out.view(batch, down, across, attn.num_heads, rows, columns, -1).permute(0, 1, 4, 2, 5, 3, 6)
     out = out.reshape(batch, down * rows, across * columns, channels)
@@ -109,19 +113,26 @@ class FewKeysAttention(DecoderAttention):
 
 # ---- on a GPU -------------------------------------------------------------------------------------------------
 
-def folded_attention(qkv: Tensor, table_h: Tensor, table_w: Tensor, scale: float) -> Tensor:
-    """Attention (N, h*w, d) as one call of PyTorch's, whose kernels store no pairs.
+def fold(q: Tensor, table_h: Tensor, table_w: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    """Queries (N, h*w, d + h + w) and what stands beside each key, (h*w, h + w), whose inner product is the logit.
 
-    [scale * q, rel_h, rel_w] times [k, row of k as one-hot, column of k as one-hot] is the logit.
+    [scale * q, rel_h, rel_w] times [k, row of k as one-hot, column of k as one-hot].
     """
-    q, k, v = qkv
-    height, width, depth = len(table_h), len(table_w), q.shape[-1]
-    spare = -(depth + height + width) % WIDTH_MULTIPLE
+    height, width = len(table_h), len(table_w)
     places = torch.cat([torch.eye(height, dtype=q.dtype, device=q.device).repeat_interleave(width, dim=0),
                         torch.eye(width, dtype=q.dtype, device=q.device).repeat(height, 1)], dim=1)
-    q = F.pad(torch.cat([q * scale, *relative_logits(q, table_h, table_w)], dim=-1), (0, spare))
+    return torch.cat([q * scale, *relative_logits(q, table_h, table_w)], dim=-1), places
+
+
+def folded_attention(qkv: Tensor, table_h: Tensor, table_w: Tensor, scale: float) -> Tensor:
+    """Attention (N, h*w, d) as one call of PyTorch's, whose kernels store no pairs."""
+    q, k, v = qkv
+    depth = q.shape[-1]
+    q, places = fold(q, table_h, table_w, scale)
+    spare = -q.shape[-1] % WIDTH_MULTIPLE
+    q = F.pad(q, (0, spare))
     k = F.pad(torch.cat([k, places.expand(len(k), -1, -1)], dim=-1), (0, spare))
-    v = F.pad(v, (0, height + width + spare))  # the fastest kernels want one width
+    v = F.pad(v, (0, q.shape[-1] - depth))  # the fastest kernels want one width
     out = F.scaled_dot_product_attention(q[:, None], k[:, None], v[:, None], scale=1.0)
     return out[:, 0, :, :depth]
 
@@ -132,7 +143,7 @@ def folded_attention(qkv: Tensor, table_h: Tensor, table_w: Tensor, scale: float
 def chunked_attention(qkv: Tensor, table_h: Tensor, table_w: Tensor, scale: float) -> Tensor:
     """Attention (N, h*w, d), some queries after the other; the backward pass computes the logits anew.
 
-    In float32 for bfloat16 too: softmax takes longer on half the bits, by more than the products gain.
+    In float32 for bfloat16 too, which is for CPUs that emulate its products.
     """
     with torch.autocast("cpu", enabled=False):
         return ChunkedAttention.apply(qkv, table_h, table_w, scale)
@@ -172,17 +183,79 @@ class ChunkedAttention(torch.autograd.Function):
         return *(None if each is None else each.to(d_out.dtype) for each in gradients), None
 
 
+@cache
+def has_bf16_products() -> bool:
+    """Has this CPU instructions for products of bfloat16 matrices?"""
+    return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+
+
+@torch.compiler.disable
+def narrow_attention(qkv: Tensor, table_h: Tensor, table_w: Tensor, scale: float) -> Tensor:
+    """`chunked_attention` in bfloat16, with the positions folded in: their products cost less than passes to add them.
+
+    Rounds where segment_anything does under autocast: logits, probabilities and their gradients.
+    """
+    q, k, v = qkv
+    q, places = fold(q, table_h, table_w, scale)
+    with torch.autocast("cpu", enabled=False):
+        return NarrowAttention.apply(q, k, v, places)
+
+
+class NarrowAttention(torch.autograd.Function):
+    """softmax(q @ [k, places]) @ v and its gradients: q (N, T, D), k and v (N, T, d), places (T, D - d)."""
+
+    @staticmethod
+    def forward(ctx, q: Tensor, k: Tensor, v: Tensor, places: Tensor) -> Tensor:
+        keys = torch.cat([k, places.expand(len(k), -1, -1)], dim=-1)
+        keep = any(ctx.needs_input_grad) and len(q) * q.shape[1] ** 2 <= KEPT
+        out, buffer, kept = torch.empty_like(v), None, []
+        for n, rows in chunks(*q.shape[:2], NARROW_CHUNK):
+            buffer = _folded_probabilities(q[n, rows], keys[n], None if keep else buffer)
+            torch.bmm(buffer, v[n], out=out[n, rows])
+            if keep:
+                kept.append(buffer)
+        ctx.save_for_backward(q, keys, v, *kept)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, d_out: Tensor) -> tuple[Tensor | None, ...]:
+        q, keys, v, *kept = ctx.saved_tensors
+        depth, d_out, d_q = v.shape[-1], d_out.contiguous(), torch.empty_like(q)
+        d_k, d_v = (torch.zeros(v.shape, dtype=torch.float32) for _ in range(2))  # sums over queries
+        buffer, d_logits = None, None
+        for number, (n, rows) in enumerate(chunks(*q.shape[:2], NARROW_CHUNK)):
+            buffer = kept[number] if kept else _folded_probabilities(q[n, rows], keys[n], buffer)
+            if d_logits is None or d_logits.shape != buffer.shape:
+                d_logits = torch.empty_like(buffer)
+            torch.bmm(d_out[n, rows], v[n].transpose(1, 2), out=d_logits)
+            torch._softmax_backward_data(d_logits, buffer, -1, buffer.dtype, grad_input=d_logits)
+            torch.bmm(d_logits, keys[n], out=d_q[n, rows])
+            d_k[n] += torch.bmm(d_logits.transpose(1, 2), q[n, rows, :depth])
+            d_v[n] += torch.bmm(buffer.transpose(1, 2), d_out[n, rows])
+        return d_q, d_k.to(q.dtype), d_v.to(q.dtype), None
+
+
+def _folded_probabilities(q: Tensor, keys: Tensor, buffer: Tensor | None) -> Tensor:
+    """Softmax of q (n, r, D) @ keys (n, T, D): (n, r, T), in `buffer` if it fits."""
+    shape = (*q.shape[:2], keys.shape[1])
+    logits = buffer if buffer is not None and buffer.shape == shape else q.new_empty(shape)
+    torch.bmm(q, keys.transpose(1, 2), out=logits)
+    return torch.softmax(logits, dim=-1, out=logits)
+
+
 def _widened(tensor: Tensor) -> Tensor:
     return tensor.float() if tensor.dtype in (torch.bfloat16, torch.float16) else tensor
 
 
-def chunks(count: int, tokens: int) -> Iterator[tuple[slice, slice]]:
-    """(which of N, which queries) of about CHUNK logits each: several whole maps, or some queries of a single one."""
-    if tokens ** 2 <= CHUNK:
-        step = CHUNK // tokens ** 2
+def chunks(count: int, tokens: int, size: int | None = None) -> Iterator[tuple[slice, slice]]:
+    """(which of N, which queries) of about `size` logits each (default CHUNK): several whole maps, or a part of one."""
+    size = size or CHUNK
+    if tokens ** 2 <= size:
+        step = size // tokens ** 2
         yield from ((slice(n, n + step), slice(0, tokens)) for n in range(0, count, step))
     else:
-        step = max(1, CHUNK // tokens)
+        step = max(1, size // tokens)
         yield from ((slice(n, n + 1), slice(row, row + step)) for n in range(count) for row in range(0, tokens, step))
 
 

@@ -9,7 +9,15 @@ from torch import nn
 
 from sam_lora import attention
 from sam_lora import sam as sam_module
-from sam_lora.attention import Block, ChunkedAttention, FastBlock, chunked_attention, folded_attention, speed_up
+from sam_lora.attention import (
+    Block,
+    ChunkedAttention,
+    FastBlock,
+    chunked_attention,
+    folded_attention,
+    narrow_attention,
+    speed_up,
+)
 from sam_lora.lora import add_lora, merge_lora
 
 WAYS = [pytest.param(chunked_attention, id="chunked"), pytest.param(folded_attention, id="folded")]
@@ -148,9 +156,13 @@ def test_bfloat16_is_no_further_from_float32_than_the_stock_encoder(model_type, 
 
 
 @pytest.mark.parametrize(("way", "share"), [pytest.param(chunked_attention, 0.5, id="chunked, in float32"),
-                                            pytest.param(folded_attention, 1.1, id="folded")])
-def test_attention_alone_in_bfloat16(way, share):
-    """The norm of the error, as a share of that of stock formulas in bfloat16."""
+                                            pytest.param(folded_attention, 1.1, id="folded"),
+                                            pytest.param(narrow_attention, 1.1, id="narrow, in bfloat16")])
+@pytest.mark.parametrize(("chunk", "kept"), [(2**21, 2**22), (2**21, 0), (700, 0), (30_000, 0)])
+def test_attention_alone_in_bfloat16(way, share, chunk, kept, monkeypatch):
+    """The norm of the error, as a share of that of stock formulas in bfloat16; in one chunk and in several."""
+    monkeypatch.setattr(attention, "NARROW_CHUNK", chunk)
+    monkeypatch.setattr(attention, "KEPT", kept)
     torch.manual_seed(0)
     tensors = [(torch.randn(shape) * size).bfloat16() for shape, size in
                (((3, 5, 100, 16), 1), ((10, 10, 16), 0.2), ((10, 10, 16), 0.2), ((5, 100, 16), 1))]
