@@ -49,7 +49,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     parser.add_argument("--batch_size", type=cli.positive_int, default=8, metavar="N", help="images a step")
     parser.add_argument("--prompts_per_image", type=cli.positive_int, default=1, metavar="N",
                         help="objects an image has")
-    parser.add_argument("--steps", type=cli.positive_int, default=4, metavar="N", help="steps a round; 1 where one is long")
+    parser.add_argument("--steps", type=cli.positive_int, default=4, metavar="N", help="steps of a round")
     parser.add_argument("--rounds", type=cli.positive_int, default=5, metavar="N", help="rounds of each side")
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="of ours")
     parser.add_argument("--reference_precision", choices=("fp32", "bf16"), help="default: as ours")
