@@ -393,3 +393,13 @@ def test_torchvision_s_own_call_reaches_an_nms():
     from torchvision.ops import nms as torchvision_nms
     boxes = torch.tensor([[0.0, 0, 10, 20], [0, 0, 10, 19], [30, 0, 40, 20]])
     assert torchvision_nms(boxes, torch.tensor([0.5, 0.9, 0.1]), 0.5).tolist() == [1, 2]
+
+
+def test_a_small_model_stays_in_float32_on_any_cpu_and_a_large_one_where_bfloat16_is_emulated(monkeypatch):
+    from sam_lora.sam import bf16_is_faster
+    assert not bf16_is_faster(build_sam("vit_mini"))
+    for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
+        monkeypatch.setattr(torch.cpu, name, lambda: False)
+    with torch.device("meta"):
+        sam = build_sam("vit_b")
+    assert not bf16_is_faster(sam)

@@ -1,0 +1,42 @@
+"""What benchmarks of train.py run on: drawn photos with their table, and random weights in the published format."""
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pandas as pd
+
+from sam_lora import contracts
+from sam_lora.errors import UserError
+
+
+def write_weights(path: Path, model_type: str, seed: int) -> None:
+    """Random weights in the published format; position tables that are not all zero."""
+    import torch
+
+    from sam_lora.sam import build_sam
+    torch.manual_seed(seed)
+    sam = build_sam(model_type)
+    with torch.no_grad():
+        for name, parameter in sam.named_parameters():
+            if "pos_embed" in name or "rel_pos" in name:
+                parameter.normal_(std=0.02)
+    torch.save(sam.state_dict(), path)
+
+
+def write_table(folder: Path, split: str, count: int, rng: np.random.Generator) -> None:
+    """`count` photos of 960 x 720 with one bright ellipse each, their masks, and the training table."""
+    rows = []
+    for number in range(count):
+        image = cv2.resize(rng.integers(30, 120, (45, 60, 3), dtype=np.uint8), (960, 720))
+        mask = np.zeros((720, 960), np.uint8)
+        x, y = (int(rng.integers(200, side - 200)) for side in (960, 720))
+        cv2.ellipse(mask, (x, y), (int(rng.integers(60, 190)), int(rng.integers(60, 190))), 0, 0, 360, 255, -1)
+        image[mask > 0] += 100
+        names = f"{split}_{number}.jpg", f"{split}_{number}_mask.png"
+        for name, picture in zip(names, (image, mask)):
+            if not cv2.imwrite(str(folder / name), picture):
+                raise UserError(f"{folder / name}: cannot be written")
+        rows.append({"image": names[0], "label": names[1],
+                     "points": f"[[{x},{y}],[{x - 20},{y}],[{x + 20},{y}]]"})
+    pd.DataFrame(rows).to_csv(folder / contracts.training_table(split), index=False)
