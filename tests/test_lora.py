@@ -40,11 +40,8 @@ def test_vit_b_gets_the_count_that_its_shape_says():
     assert sum(parameter.numel() for parameter in trainable_parameters(sam).values()) == 294_912
 
 
-def test_fresh_lora_changes_nothing_and_merged_lora_equals_unmerged(sam):
-    base = embed(sam)
-    names = sam.state_dict().keys()
-    add_lora(sam, 4, 8, 0.0, ["qkv", "lin2"])
-    assert torch.equal(embed(sam), base)
+def check_merging(sam, base, names) -> None:
+    """Once B is off zero the output differs from `base`; merging keeps it, and brings the first `names` back."""
     torch.manual_seed(1)
     with torch.no_grad():
         for name, parameter in trainable_parameters(sam).items():
@@ -55,6 +52,14 @@ def test_fresh_lora_changes_nothing_and_merged_lora_equals_unmerged(sam):
     merge_lora(sam)
     assert (embed(sam) - apart).abs().max() < 1e-4
     assert sam.state_dict().keys() == names
+
+
+def test_fresh_lora_changes_nothing_and_merged_lora_equals_unmerged(sam):
+    base = embed(sam)
+    names = sam.state_dict().keys()
+    add_lora(sam, 4, 8, 0.0, ["qkv", "lin2"])
+    assert torch.equal(embed(sam), base)
+    check_merging(sam, base, names)
 
 
 @pytest.mark.parametrize("kind", ["rslora", "dora"])
@@ -64,16 +69,7 @@ def test_other_kinds_start_at_the_base_and_merge(sam, kind):
     add_lora(sam, 4, 8, 0.0, ["qkv", "lin1"], **{kind: True})
     assert (embed(sam) - base).abs().max() < 1e-4
     assert any("magnitude" in name for name in trainable_parameters(sam)) == (kind == "dora")
-    torch.manual_seed(1)
-    with torch.no_grad():
-        for name, parameter in trainable_parameters(sam).items():
-            if "lora_B" in name:
-                parameter.normal_(std=0.1)
-    apart = embed(sam)
-    assert (apart - base).abs().max() > 0.01
-    merge_lora(sam)
-    assert (embed(sam) - apart).abs().max() < 1e-4
-    assert sam.state_dict().keys() == names
+    check_merging(sam, base, names)
 
 
 def test_rslora_is_scaled_by_the_root_of_the_rank(sam):
