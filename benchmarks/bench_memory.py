@@ -2,7 +2,7 @@
 
     python benchmarks/bench_memory.py --model_type vit_b
     python benchmarks/bench_memory.py --model_type vit_b --device cuda --batch_size 8
-    python benchmarks/bench_memory.py --model_type vit_h --device cuda --batch_size 4 --only "" "--grad_checkpoint"
+    python benchmarks/bench_memory.py --model_type vit_h --device cuda --batch_size 4 --only "none; --grad_checkpoint"
 
 Each line is one run of train.py, as a user would, on drawn photos with random weights: two epochs of one step and no
 validation. Told are the second step's seconds and the peak memory of training_log.csv: on a GPU what PyTorch took, on a
@@ -35,7 +35,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     parser = cli.make_parser(__doc__)
     parser.add_argument("--model_type", choices=("vit_mini", "vit_b", "vit_l", "vit_h"), default="vit_mini")
     parser.add_argument("--batch_size", type=cli.positive_int, default=1, metavar="N")
-    parser.add_argument("--only", nargs="+", metavar="FLAGS", help="flags of train.py, a line of the table each")
+    parser.add_argument("--only", metavar="FLAGS", help="flags of train.py for each line of the table, with ; between")
     parser.add_argument("--device", default="auto")
     cli.add_seed(parser)
     return parser
@@ -47,9 +47,10 @@ def main(args: argparse.Namespace) -> None:
         write_weights(folder / "sam.pth", args.model_type, args.seed)
         write_table(folder, "train", args.batch_size, np.random.default_rng(args.seed))
         print(f"| {args.model_type}, batch {args.batch_size}, flags | seconds a step | peak memory |\n|---|---|---|")
-        for number, flags in enumerate(args.only or FLAGS):
-            row = run(folder, folder / str(number), flags.split(), args).iloc[-1]
-            print(f"| {flags or 'none'} | {args.batch_size / row['images_per_s']:.2f} | "
+        lines = [flags.strip() for flags in args.only.split(";")] if args.only else FLAGS
+        for number, flags in enumerate(lines):
+            row = run(folder, folder / str(number), flags.replace("none", "").split(), args).iloc[-1]
+            print(f"| {flags} | {args.batch_size / row['images_per_s']:.2f} | "
                   f"{row['peak_memory_mb'] / 1e3:.2f} GB |", flush=True)
 
 
