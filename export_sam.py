@@ -62,7 +62,8 @@ def main(args: argparse.Namespace) -> None:
     refuse_existing([output, described, *onnx_files.values()], args.overwrite)
     import torch
 
-    from sam_lora import checkpoints, hf_export, lora, onnx_export, parity
+    from sam_lora.export import hf_export, onnx_export, parity
+    from sam_lora.model import checkpoints, lora
     if onnx_files:
         onnx_export.require_onnx()
     if args.hf:
@@ -157,7 +158,8 @@ def load_exported(path: Path, header: dict, name: str):
     """
     from segment_anything import sam_model_registry
 
-    from sam_lora.sam import SAM_TYPES, load_sam
+    from sam_lora.model.sam import load_sam
+    from sam_lora.model.sam_types import SAM_TYPES
     model_type, image_size = header["model_type"], header["image_size"]
     if model_type in sam_model_registry and image_size == SAM_TYPES[model_type].image_size:
         return (sam_model_registry[model_type](checkpoint=path).eval(),
@@ -171,7 +173,7 @@ def load_exported(path: Path, header: dict, name: str):
 def entry(path: Path, described: Path, staged: dict[Path, Path], load: str, difference: float | None = None,
           cost=None) -> dict:
     """What the .json says of one file or folder; printed in short. Names are as seen from the .json's folder."""
-    from sam_lora.sam import sha256_of
+    from sam_lora.model.weights import sha256_of
     name = Path(os.path.relpath(path, described.parent)).as_posix()
     files = [staged[path]] if staged[path].is_file() else sorted(staged[path].iterdir())
     digests = {file.name: sha256_of(file) for file in files}

@@ -30,8 +30,9 @@ from time import perf_counter
 from typing import TextIO
 from urllib.parse import unquote
 
-from sam_lora import class_folders, cli
-from sam_lora.class_folders import ConversionReport, CropSettings, ObjectClass, SourceImage, SourceObject
+from sam_lora import cli
+from sam_lora.data import class_folders
+from sam_lora.data.class_folders import ConversionReport, CropSettings, ObjectClass, SourceImage, SourceObject
 from sam_lora.errors import UserError
 
 CROWD_EXPORT = 0.9      # CVAT marks every mask drawn by brush or SAM as iscrowd: then the flag means nothing
@@ -440,7 +441,7 @@ def picture_frame(path: Path, width: object, height: object, notes: Counter
     `width` and `height` as the JSON has them. Raises ValueError, the reason, for a picture of another shape or a
     broken one.
     """
-    from sam_lora.imaging import ImageError, image_size
+    from sam_lora.data.imaging import ImageError, image_size
     try:
         upright, stored = image_size(path), image_size(path, upright=False)
     except ImageError:

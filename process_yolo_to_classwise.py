@@ -24,8 +24,9 @@ from itertools import islice
 from pathlib import Path, PurePosixPath
 from time import perf_counter
 
-from sam_lora import class_folders, cli
-from sam_lora.class_folders import ConversionReport, CropSettings, ObjectClass, SourceImage, SourceObject
+from sam_lora import cli
+from sam_lora.data import class_folders
+from sam_lora.data.class_folders import ConversionReport, CropSettings, ObjectClass, SourceImage, SourceObject
 from sam_lora.errors import UserError
 
 YAML_NAMES = ("data.yaml", "data.yml", "dataset.yaml", "dataset.yml")

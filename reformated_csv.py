@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from sam_lora import cli, contracts, files
 from sam_lora.errors import UserError
+from sam_lora.tables import points_to_json, read_table, write_tables
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -45,7 +46,7 @@ def training_rows(table: "pd.DataFrame") -> tuple[list[tuple[str, str, str]], li
             bad.append(f"row {number}: {', '.join(wrong)}")
             continue
         values = [pixel(row[name]) for name in contracts.POINT_COLUMNS]
-        points = contracts.points_to_json(list(zip(values[::2], values[1::2])))
+        points = points_to_json(list(zip(values[::2], values[1::2])))
         good.append((row["image_path"], row["mask_path"], points))
     return good, bad
 
@@ -74,7 +75,7 @@ def main(args: argparse.Namespace) -> None:
             old = " (an old one is removed)" if outputs[split].exists() else ""
             notes.append(f"no {path}, so no {outputs[split].name}{old}")
             continue
-        good, bad = training_rows(contracts.read_table(path, contracts.SPLIT_COLUMNS, contracts.MADE_BY["split"]))
+        good, bad = training_rows(read_table(path, contracts.SPLIT_COLUMNS, contracts.MADE_BY["split"]))
         if not good:
             raise UserError(f"{path}: none of {len(bad)} rows can be used, e.g. {bad[0]}; expected paths, and points "
                             f"in pixels; make it with {contracts.MADE_BY['split']}")
@@ -84,7 +85,7 @@ def main(args: argparse.Namespace) -> None:
             more = f"; and {len(bad) - SHOWN} more" if len(bad) > SHOWN else ""
             notes.append(f"  skipped {len(bad)} rows of {path}: {'; '.join(bad[:SHOWN])}{more}")
 
-    contracts.write_tables({outputs[split]: table for split, table in tables.items()})
+    write_tables({outputs[split]: table for split, table in tables.items()})
     for split in outputs.keys() - tables.keys():
         outputs[split].unlink(missing_ok=True)
     print(*notes, sep="\n")

@@ -31,8 +31,9 @@ def get_args_parser() -> argparse.ArgumentParser:
 
 def main(args: argparse.Namespace) -> None:
     cli.check_inference(args, get_args_parser())
-    from sam_lora import inference
-    from sam_lora.sam import Sam, load_sam
+    from sam_lora.model.meta import Sam
+    from sam_lora.model.sam import load_sam
+    from sam_lora.results import inference
 
     def load_model() -> Sam:
         sam, _ = load_sam(args.model_type, args.checkpoint, args.image_size)

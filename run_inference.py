@@ -32,8 +32,9 @@ def get_args_parser() -> argparse.ArgumentParser:
 
 def main(args: argparse.Namespace) -> None:
     cli.check_inference(args, get_args_parser())
-    from sam_lora import checkpoints, inference
-    from sam_lora.sam import Sam
+    from sam_lora.model import checkpoints
+    from sam_lora.model.meta import Sam
+    from sam_lora.results import inference
 
     def load_model() -> Sam:
         sam, header = checkpoints.load_tuned_sam(args.checkpoint, args.base_checkpoint)

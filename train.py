@@ -20,6 +20,7 @@ from pathlib import Path
 
 from sam_lora import cli, contracts
 from sam_lora.errors import UserError
+from sam_lora.tables import write_table
 
 LORA_TARGETS = ("qkv", "proj", "lin1", "lin2")
 PROMPT_SAMPLING = {"table": 0.0, "random": 1.0, "mixed": 0.5}  # share of rows that get other points in an epoch
@@ -160,8 +161,8 @@ def main(args: argparse.Namespace) -> None:
                         "run without --resume")
     import torch
 
-    from sam_lora import distributed
-    from sam_lora.sam import select_device
+    from sam_lora.model.precision import select_device
+    from sam_lora.training import distributed
     ranks = distributed.ranks_of_environment()
     device = select_device(distributed.own_device(args.device, ranks))
     try:
@@ -196,13 +197,19 @@ def train(args: argparse.Namespace, save_dir: Path, existing: list[Path], ranks,
     import pandas as pd
     import torch
 
-    from sam_lora import checkpoints, dataset, distributed, figures, metrics, workers
-    from sam_lora import sam as sam_module
-    from sam_lora.ema import WeightAverage
-    from sam_lora.evaluation import predict
-    from sam_lora.feature_cache import FeatureCache
-    from sam_lora.lora import trainable_parameters
-    from sam_lora.losses import MASK_LOSSES
+    from sam_lora import figures, workers
+    from sam_lora.data.samples import check_samples, read_samples
+    from sam_lora.model import checkpoints
+    from sam_lora.model.augment import augmentation_draws
+    from sam_lora.model.batches import PromptedImages, batches, make_loader
+    from sam_lora.model.lora import trainable_parameters
+    from sam_lora.model.sam import checkpoint_blocks, load_sam
+    from sam_lora.results import metrics
+    from sam_lora.results.evaluation import predict
+    from sam_lora.training import distributed
+    from sam_lora.training.ema import WeightAverage
+    from sam_lora.training.feature_cache import FeatureCache
+    from sam_lora.training.losses import MASK_LOSSES
 
     def say(text: str) -> None:
         if ranks.first:
@@ -212,18 +219,18 @@ def train(args: argparse.Namespace, save_dir: Path, existing: list[Path], ranks,
     val_csv = find_val_csv(args)
     val_samples = []
     with distributed.one_first(ranks):
-        train_samples = dataset.read_samples(args.train_csv)
-        dataset.check_samples(train_samples, args.train_csv, need_labels=True)
+        train_samples = read_samples(args.train_csv)
+        check_samples(train_samples, args.train_csv, need_labels=True)
         if val_csv:
-            val_samples = dataset.read_samples(val_csv)
-            dataset.check_samples(val_samples, val_csv, need_labels=True)
+            val_samples = read_samples(val_csv)
+            check_samples(val_samples, val_csv, need_labels=True)
     distributed.check_agreement(ranks, run_digest(args, val_csv), "the flags or tables")
 
     # ---- model
     workers.keep_freed_memory()
     torch.manual_seed(args.seed)  # LoRA's A is drawn from torch's global generator
     with distributed.one_first(ranks):  # one downloads, the others find the file
-        sam, base_sha256 = sam_module.load_sam(args.model_type, args.checkpoint, args.image_size)
+        sam, base_sha256 = load_sam(args.model_type, args.checkpoint, args.image_size)
     image_size = sam.image_encoder.img_size
     autocast, scaler, precision = select_precision(args.precision, device, sam, ranks)
     lora = {"rank": args.lora_rank, "alpha": args.lora_alpha, "dropout": args.lora_dropout,
@@ -231,7 +238,7 @@ def train(args: argparse.Namespace, save_dir: Path, existing: list[Path], ranks,
             "dora": args.dora}
     adapted = checkpoints.prepare_for_training(sam, lora, args.train_decoder)
     if args.grad_checkpoint:
-        sam_module.checkpoint_blocks(sam)
+        checkpoint_blocks(sam)
     sam.to(device)
     depth = len(sam.image_encoder.blocks)
     trained_blocks = depth if args.lora_blocks is None else args.lora_blocks
@@ -251,13 +258,13 @@ def train(args: argparse.Namespace, save_dir: Path, existing: list[Path], ranks,
 
     pin = device.type == "cuda"
     shuffle, augmentation = torch.Generator(), torch.Generator()
-    train_set = dataset.PromptedImages(train_samples, image_size, args.prompts_per_image, True, False)
-    train_loader = dataset.make_loader(train_set, image_size, args.batch_size, args.num_workers, pin, shuffle,
+    train_set = PromptedImages(train_samples, image_size, args.prompts_per_image, True, False)
+    train_loader = make_loader(train_set, image_size, args.batch_size, args.num_workers, pin, shuffle,
                                        ranks.rank, ranks.world_size)
     val_set = val_loader = None
     if val_samples:
-        val_set = dataset.PromptedImages(val_samples, image_size, args.prompts_per_image, True, True)
-        val_loader = dataset.make_loader(val_set, image_size, args.batch_size, args.num_workers, pin,
+        val_set = PromptedImages(val_samples, image_size, args.prompts_per_image, True, True)
+        val_loader = make_loader(val_set, image_size, args.batch_size, args.num_workers, pin,
                                          rank=ranks.rank, world_size=ranks.world_size)
 
     optimizer = torch.optim.AdamW(trainable.values(), lr=args.learning_rate, weight_decay=args.weight_decay,
@@ -297,7 +304,7 @@ def train(args: argparse.Namespace, save_dir: Path, existing: list[Path], ranks,
 
     def load(loader):
         """The loader's batches, with features instead of images where those are kept."""
-        found = dataset.batches(loader)
+        found = batches(loader)
         return features.attach(found) if features else found
 
     def validate() -> tuple[float, float]:
@@ -316,7 +323,7 @@ def train(args: argparse.Namespace, save_dir: Path, existing: list[Path], ranks,
         if not ranks.first:
             return
         log = pd.DataFrame(run["log"])
-        contracts.write_table(log, save_dir / contracts.TRAINING_LOG)
+        write_table(log, save_dir / contracts.TRAINING_LOG)
         figures.training_curves(log, save_dir / contracts.TRAINING_CURVES)
 
     if run["epoch"] == 0 and not run["log"]:
@@ -339,7 +346,7 @@ def train(args: argparse.Namespace, save_dir: Path, existing: list[Path], ranks,
         # every epoch starts its generators from (seed, epoch), so a resumed run draws what an unbroken one would
         shuffle.manual_seed(args.seed * 1_000_003 + epoch)
         augmentation.manual_seed(args.seed * 1_000_003 + epoch)
-        draws = dataset.augmentation_draws(train_samples, augmentation)
+        draws = augmentation_draws(train_samples, augmentation)
         torch.manual_seed((args.seed * 1_000_003 + epoch) * ranks.world_size + ranks.rank)
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
@@ -411,8 +418,10 @@ def train_one_epoch(sam, loss_of, batches, share, optimizer, scaler, average, au
     """
     import torch
 
-    from sam_lora import dataset, distributed
-    from sam_lora.lora import check_gradients, trainable_parameters
+    from sam_lora.model.augment import draw_points_anew, jitter_colours, mirror
+    from sam_lora.model.batches import batches
+    from sam_lora.model.lora import check_gradients, trainable_parameters
+    from sam_lora.training import distributed
     parameters = list(trainable_parameters(sam).values())
     started = time.perf_counter()
     sums = torch.zeros(3, dtype=torch.float64)  # loss and IoU, each times masks; masks
@@ -422,11 +431,11 @@ def train_one_epoch(sam, loss_of, batches, share, optimizer, scaler, average, au
     for number, batch in enumerate(timed(batches, waited)):
         batch = batch.to(device)
         if args.color_jitter:
-            batch = dataset.jitter_colours(batch, draws, args.color_jitter)
+            batch = jitter_colours(batch, draws, args.color_jitter)
         if args.flip:
-            batch = dataset.mirror(batch, draws)
+            batch = mirror(batch, draws)
         if chance := PROMPT_SAMPLING[args.prompt_sampling]:
-            batch = dataset.draw_points_anew(batch, draws, chance)
+            batch = draw_points_anew(batch, draws, chance)
         window = min(args.grad_accum, num_batches - number // args.grad_accum * args.grad_accum)
         window_ends = (number + 1) % args.grad_accum == 0 or number + 1 == num_batches
         masks = len(batch.rows) if share.share(number) else 0   # a batch that only fills up counts nothing
@@ -494,9 +503,9 @@ def batch_loss(sam, batch, mask_loss, multimask_weight: float):
     import torch
     from torch.nn import functional as F
 
-    from sam_lora.feature_cache import image_embeddings
-    from sam_lora.losses import frame_iou
-    from sam_lora.sam import decode_all, frame_mask, upscale_to_frame
+    from sam_lora.model.encode import frame_mask, image_embeddings
+    from sam_lora.model.prompts import decode_all, upscale_to_frame
+    from sam_lora.training.losses import frame_iou
     side = batch.targets.shape[-1]
     embeddings = image_embeddings(sam, batch)                                               # (B, C, h, w)
     masks, predicted_iou = decode_all(sam, embeddings[batch.image_index], batch.prompts)    # (N, 4, 4h, 4w), (N, 4)
@@ -532,8 +541,8 @@ def select_precision(name: str, device, sam, ranks):
     """
     import torch
 
-    from sam_lora import distributed
-    from sam_lora.sam import bf16_is_faster
+    from sam_lora.model.precision import bf16_is_faster
+    from sam_lora.training import distributed
     if name == "auto":
         name = "fp32"
         if device.type == "cuda":
@@ -591,7 +600,7 @@ def prompt_kind(samples) -> str:
 
 def resume(path: Path, header: dict, sam, optimizer, scaler, average) -> dict:
     """Put the state of an earlier run back; returns what the loop needs. UserError if it was another kind of run."""
-    from sam_lora import checkpoints
+    from sam_lora.model import checkpoints
     content = checkpoints.load_checkpoint(path)
     training = content.get("training")
     if not isinstance(training, dict):
@@ -622,7 +631,7 @@ def resume(path: Path, header: dict, sam, optimizer, scaler, average) -> dict:
 
 def keep_top(top: list, k: int, save_dir: Path, header: dict, state: dict) -> None:
     """Write this epoch's checkpoint if it is among the k best, drop the one it displaces. `top`: [[iou, epoch], …]."""
-    from sam_lora import checkpoints
+    from sam_lora.model import checkpoints
     val_iou, epoch = header["metrics"]["val_iou"], header["epoch"]
     ranked = sorted([*top, [val_iou, epoch]], key=lambda entry: (-entry[0], entry[1]))
     if [val_iou, epoch] in ranked[:k]:

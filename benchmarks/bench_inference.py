@@ -34,9 +34,13 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from sam_lora import cli, contracts, evaluation, figures, imaging, sam, workers
-from sam_lora.dataset import Sample, read_samples
+from sam_lora import cli, contracts, figures, workers
+from sam_lora.data import imaging
+from sam_lora.data.samples import Sample, read_samples
 from sam_lora.errors import UserError
+from sam_lora.model.sam import load_sam
+from sam_lora.results import evaluation
+from sam_lora.tables import points_from_json, points_to_json, resolve_path
 
 ROOT = Path(__file__).resolve().parents[1]
 PROMPTS = 3
@@ -63,7 +67,7 @@ def main(args: argparse.Namespace) -> None:
         table = pd.read_csv(args.test_csv or demo_table(folder, args.rows, args.seed))
         if args.test_csv:
             for column in ("image", "label"):
-                table[column] = [str(contracts.resolve_path(path, args.test_csv).resolve()) for path in table[column]]
+                table[column] = [str(resolve_path(path, args.test_csv).resolve()) for path in table[column]]
         table = table.drop_duplicates("image").head(args.rows)
         if len(table) < args.rows:
             raise UserError(f"{args.test_csv or 'the demo'}: {len(table)} images, expected {args.rows}; give --rows")
@@ -71,7 +75,7 @@ def main(args: argparse.Namespace) -> None:
         print(f"{len(table)} images, {np.mean(sizes, axis=0).round().astype(int).tolist()} px on average; "
               f"{args.threads} threads; torch {torch.__version__}")
         shared = table.loc[table.index.repeat(PROMPTS)].copy()
-        shared["points"] = [contracts.points_to_json(contracts.points_from_json(text, "points")[:1 + i % PROMPTS])
+        shared["points"] = [points_to_json(points_from_json(text, "points")[:1 + i % PROMPTS])
                             for i, text in enumerate(shared["points"])]
         tables = write(table, folder / "single.csv"), write(shared, folder / "shared.csv")
         if args.profile:
@@ -138,7 +142,7 @@ def start(threads: int, keep_memory: bool) -> None:
     cv2.setNumThreads(threads)
     if keep_memory:  # as both inference scripts do
         workers.keep_freed_memory()
-    MODEL = sam.load_sam("vit_mini")[0].eval()
+    MODEL = load_sam("vit_mini")[0].eval()
 
 
 def seconds(run: Callable[..., None], *arguments: object) -> tuple[float, float]:

@@ -1,4 +1,4 @@
-"""Speed of placing three points in a mask: sam_lora/prompts.py against loops over the mask's pixels, in one run.
+"""Speed of placing three points in a mask: sam_lora/data/clicks.py against loops over the mask's pixels, in one run.
 
     python benchmarks/bench_points.py
     python benchmarks/bench_points.py --masks 20 --size 640 480
@@ -22,7 +22,8 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from sam_lora import cli, prompts
+from sam_lora import cli
+from sam_lora.data import clicks
 
 
 def get_args_parser() -> argparse.ArgumentParser:
@@ -36,8 +37,8 @@ def get_args_parser() -> argparse.ArgumentParser:
 def main(args: argparse.Namespace) -> None:
     cv2.setNumThreads(1)
     rng = np.random.default_rng(args.seed)
-    pairs = ((prompts.centre_and_farthest_points, farthest_by_loops, "YOLO, farthest"),
-             (prompts.centre_and_opposite_points, opposite_by_loops, "COCO, opposite"))
+    pairs = ((clicks.centre_and_farthest_points, farthest_by_loops, "YOLO, farthest"),
+             (clicks.centre_and_opposite_points, opposite_by_loops, "COCO, opposite"))
     ours, loops = {name: 0.0 for *_, name in pairs}, {name: 0.0 for *_, name in pairs}
     for kind, draw in KINDS.items():
         masks = [draw(rng, *args.size) for _ in range(args.masks)]
@@ -47,7 +48,7 @@ def main(args: argparse.Namespace) -> None:
                 points = strategy(mask)
                 if not mask[points[:, 1], points[:, 0]].all():
                     sys.exit(f"{kind}, {name}: a point outside the mask")
-            if strategy is prompts.centre_and_farthest_points:
+            if strategy is clicks.centre_and_farthest_points:
                 check_farthest(masks[0])
             mine, theirs = seconds(strategy, masks, 5), seconds(reference, masks, 1)
             ours[name], loops[name] = ours[name] + mine, loops[name] + theirs
@@ -71,7 +72,7 @@ def seconds(function: Callable, masks: list[np.ndarray], repeats: int) -> float:
 
 def check_farthest(mask: np.ndarray) -> None:
     """The pair is at least as far apart as the loops' one."""
-    pair = prompts.farthest_pair(mask)
+    pair = clicks.farthest_pair(mask)
     _, first, second = farthest_by_loops(mask)
     if np.linalg.norm(pair[0] - pair[1]) < math.dist(first, second) - 1e-9:
         sys.exit("the loops found a pair farther apart")

@@ -31,8 +31,18 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import train
-from sam_lora import attention, checkpoints, cli, contracts, dataset, distributed, losses, workers
-from sam_lora import sam as sam_module
+from sam_lora import cli, workers
+from sam_lora.data.samples import read_samples
+from sam_lora.model import attention, checkpoints
+from sam_lora.model.batches import Batch, PromptedImages, batches, make_loader
+from sam_lora.model.encode import frame_mask, preprocess
+from sam_lora.model.meta import Sam
+from sam_lora.model.precision import select_device
+from sam_lora.model.sam import build_sam, checkpoint_blocks, resize_position_embeddings
+from sam_lora.model.sam_types import SAM_TYPES
+from sam_lora.model.weights import find_weights, read_state_dict
+from sam_lora.tables import points_to_json
+from sam_lora.training import distributed, losses
 
 LORA = {"rank": 16, "alpha": 32.0, "dropout": 0.0, "targets": ["qkv"], "blocks": None}
 MULTIMASK_WEIGHT = 0.25     # train.py's default
@@ -43,7 +53,7 @@ SIDE = None                 # of a process of one side
 
 def get_args_parser() -> argparse.ArgumentParser:
     parser = cli.make_parser(__doc__)
-    parser.add_argument("--model_type", choices=sam_module.SAM_TYPES, default="vit_mini", help="SAM architecture")
+    parser.add_argument("--model_type", choices=SAM_TYPES, default="vit_mini", help="SAM architecture")
     parser.add_argument("--image_size", type=cli.positive_int, metavar="PX",
                         help="side of the model frame; default: the model's own")
     parser.add_argument("--batch_size", type=cli.positive_int, default=8, metavar="N", help="images a step")
@@ -79,8 +89,8 @@ class Settings:
 
 
 def main(args: argparse.Namespace) -> None:
-    device = sam_module.select_device(args.device)
-    side = args.image_size or sam_module.SAM_TYPES[args.model_type].image_size
+    device = select_device(args.device)
+    side = args.image_size or SAM_TYPES[args.model_type].image_size
     precisions = {"reference": args.reference_precision or args.precision, "ours": args.precision}
     spawn, threads = multiprocessing.get_context("spawn"), torch.get_num_threads()
     with tempfile.TemporaryDirectory(prefix="bench_train-") as name, contextlib.ExitStack() as stack:
@@ -137,7 +147,7 @@ def draw_images(folder: Path, count: int, objects: int, side: int, seed: int) ->
             cv2.imwrite(str(folder / f"{number}_{part}_mask.png"), mask)
             points = [[x, y], [x - half // 4, y], [x + half // 4, y]]
             rows.append({"image": f"{number}.png", "label": f"{number}_{part}_mask.png",
-                         "points": contracts.points_to_json(points)})
+                         "points": points_to_json(points)})
         cv2.imwrite(str(folder / f"{number}.png"), image)
     import pandas as pd
     pd.DataFrame(rows).to_csv(folder / "train.csv", index=False)
@@ -160,15 +170,15 @@ class Side:
         torch.manual_seed(settings.seed)
         checkpoints.prepare_for_training(sam, LORA, train_decoder=True)
         if settings.grad_checkpoint:
-            sam_module.checkpoint_blocks(sam)
+            checkpoint_blocks(sam)
         self.sam = sam.to(self.device).train()
         self.parameters = [parameter for parameter in sam.parameters() if parameter.requires_grad]
         fused = {"fused": self.device.type in ("cpu", "cuda")} if settings.ours else {}  # as train.py does
         self.optimizer = torch.optim.AdamW(self.parameters, lr=1e-4, weight_decay=0.01, **fused)
         self.shuffle = torch.Generator()
-        images = dataset.PromptedImages(dataset.read_samples(settings.table), sam.image_encoder.img_size,
+        images = PromptedImages(read_samples(settings.table), sam.image_encoder.img_size,
                                         settings.prompts_per_image, True, False)
-        self.loader = dataset.make_loader(images, sam.image_encoder.img_size, settings.batch_size, settings.num_workers,
+        self.loader = make_loader(images, sam.image_encoder.img_size, settings.batch_size, settings.num_workers,
                                           self.device.type == "cuda", self.shuffle)
         self.encoding, self.encoding_began = 0.0, 0.0
         sam.image_encoder.register_forward_pre_hook(self.before_encoder)
@@ -188,13 +198,13 @@ class Side:
     def autocast(self) -> contextlib.AbstractContextManager:
         return train.select_precision(self.settings.precision, self.device, self.sam, distributed.Ranks())[0]
 
-    def loss(self, batch: dataset.Batch) -> torch.Tensor:
+    def loss(self, batch: Batch) -> torch.Tensor:
         compute = train.batch_loss if self.settings.ours else one_at_a_time
         return compute(self.sam, batch, losses.bce_iou, MULTIMASK_WEIGHT)[0]
 
     def batches(self, round_number: int):
         self.shuffle.manual_seed(self.settings.seed + round_number)
-        return dataset.batches(self.loader)
+        return batches(self.loader)
 
     def step(self, batches, times: dict[str, float]) -> None:
         marks, self.encoding = [self.now()], 0.0
@@ -214,12 +224,12 @@ class Side:
             times[part] += taken
 
 
-def build(model_type: str, image_size: int | None) -> sam_module.Sam:
+def build(model_type: str, image_size: int | None) -> Sam:
     """segment_anything's own, with the weights that ship, or random ones whose position tables are not zero."""
-    sam = sam_module.build_sam(model_type, image_size)
-    if not sam_module.SAM_TYPES[model_type].weights_sha256:
-        state = sam_module.read_state_dict(sam_module.find_weights(model_type))
-        sam.load_state_dict(sam_module.resize_position_embeddings(state, sam))
+    sam = build_sam(model_type, image_size)
+    if not SAM_TYPES[model_type].weights_sha256:
+        state = read_state_dict(find_weights(model_type))
+        sam.load_state_dict(resize_position_embeddings(state, sam))
         return sam
     with torch.no_grad():
         for name, parameter in sam.named_parameters():
@@ -228,13 +238,13 @@ def build(model_type: str, image_size: int | None) -> sam_module.Sam:
     return sam
 
 
-def one_at_a_time(sam: sam_module.Sam, batch: dataset.Batch, mask_loss: losses.MaskLoss, multimask_weight: float):
+def one_at_a_time(sam: Sam, batch: Batch, mask_loss: losses.MaskLoss, multimask_weight: float):
     """The loss of train.batch_loss, by segment_anything's modules, with one image or prompt in each call."""
     import torch.nn.functional as F
     side, all_losses = batch.images.shape[-1], []
     for image in range(len(batch.images)):
         size = batch.input_sizes[image:image + 1]
-        embedding = sam.image_encoder(sam_module.preprocess(batch.images[image:image + 1], size, sam))
+        embedding = sam.image_encoder(preprocess(batch.images[image:image + 1], size, sam))
         for row in (batch.image_index == image).nonzero().flatten():
             prompts = batch.prompts.rows(row[None])
             points = (prompts.point_coords, prompts.point_labels) if prompts.point_labels.shape[1] else None
@@ -245,7 +255,7 @@ def one_at_a_time(sam: sam_module.Sam, batch: dataset.Batch, mask_loss: losses.M
             with torch.autocast(batch.images.device.type, enabled=False):
                 masks, predicted = masks[0].float(), predicted[0].float()       # (4, 4h, 4w), (4,)
                 target = batch.targets[row][None].float() / 255
-                valid = sam_module.frame_mask(size, side)[0].float()
+                valid = frame_mask(size, side)[0].float()
                 single = F.interpolate(masks[None, :1], (side, side), mode="bilinear", align_corners=False)[0]
                 loss = mask_loss(single, target, valid)[0]
                 loss = loss + (predicted[0] - losses.frame_iou(single, target, valid)[0]) ** 2
@@ -267,7 +277,7 @@ def first_outputs() -> tuple[float, np.ndarray]:
     batch, sam = next(SIDE.batches(0)).to(SIDE.device), SIDE.sam
     with torch.no_grad():
         loss = float(SIDE.loss(batch))
-        embedding = sam.image_encoder(sam_module.preprocess(batch.images[:1], batch.input_sizes[:1], sam)).cpu().numpy()
+        embedding = sam.image_encoder(preprocess(batch.images[:1], batch.input_sizes[:1], sam)).cpu().numpy()
     if SIDE.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(SIDE.device)
     return loss, embedding

@@ -14,7 +14,7 @@ def write_weights(path: Path, model_type: str, seed: int) -> None:
     """Random weights in the published format; position tables that are not all zero."""
     import torch
 
-    from sam_lora.sam import build_sam
+    from sam_lora.model.sam import build_sam
     torch.manual_seed(seed)
     sam = build_sam(model_type)
     with torch.no_grad():

@@ -34,8 +34,11 @@ def main(args: argparse.Namespace) -> None:
     import torch
     from tqdm import tqdm
 
-    from sam_lora import checkpoints, hf_export, onnx_export, parity
-    from sam_lora.sam import SAM_TYPES, find_weights, load_sam
+    from sam_lora.export import hf_export, onnx_export, parity
+    from sam_lora.model import checkpoints
+    from sam_lora.model.sam import load_sam
+    from sam_lora.model.sam_types import SAM_TYPES
+    from sam_lora.model.weights import find_weights
     torch.manual_seed(args.seed)
     kind = SAM_TYPES[args.model_type]
     with tempfile.TemporaryDirectory() as folder:
@@ -82,7 +85,7 @@ def save_random_weights(model_type: str, path: Path) -> None:
     """Random weights in Meta's format; the position tables too, which are zero when fresh."""
     import torch
 
-    from sam_lora.sam import build_sam
+    from sam_lora.model.sam import build_sam
     sam = build_sam(model_type)
     with torch.no_grad():
         for name, parameter in sam.named_parameters():
@@ -95,8 +98,8 @@ def save_random_checkpoint(model_type: str, base: Path, path: Path) -> None:
     """A checkpoint as train.py writes it: LoRA of rank 8 on qkv and the decoder, all moved a little at random."""
     import torch
 
-    from sam_lora import checkpoints
-    from sam_lora.sam import load_sam
+    from sam_lora.model import checkpoints
+    from sam_lora.model.sam import load_sam
     sam, sha256 = load_sam(model_type, base)
     lora = {"rank": 8, "alpha": 16.0, "dropout": 0.0, "targets": ["qkv"], "blocks": None}
     checkpoints.prepare_for_training(sam, lora, train_decoder=True)

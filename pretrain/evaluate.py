@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from sam_lora import cli
 
 if TYPE_CHECKING:
-    from sam_lora.sam import Sam
+    from sam_lora.model.meta import Sam
 
 MODEL_TYPE = "vit_mini"
 SEEDS = {"crops": 2_000_000, "scenes": 3_000_000, "simple": 4_000_000}  # training: < 1_000_000
@@ -50,7 +50,8 @@ def main(args: argparse.Namespace) -> None:
 
     from sam_lora.errors import UserError
     from sam_lora.files import atomic_path
-    from sam_lora.sam import load_sam, select_device
+    from sam_lora.model.precision import select_device
+    from sam_lora.model.sam import load_sam
     tables = dict(text.partition("=")[::2] for text in args.tables)
     if not all(tables.values()):
         raise UserError(f"--tables {' '.join(args.tables)}: expected NAME=FILE")
@@ -82,7 +83,8 @@ def measure_procedural(sam: "Sam", kind: str, count: int) -> dict[str, float]:
     import numpy as np
     import torch
 
-    from sam_lora.sam import Prompts, decode_all, preprocess, upscale_to_frame
+    from sam_lora.model.encode import preprocess
+    from sam_lora.model.prompts import Prompts, decode_all, upscale_to_frame
     sys.path.insert(0, str(Path(__file__).resolve().parent))
     from scenes import samples
     cv2.setNumThreads(1)
@@ -132,7 +134,7 @@ def measure_automatic(sam: "Sam", count: int) -> dict[str, float]:
     from segment_anything import SamAutomaticMaskGenerator
     from textures import TextureBank
 
-    from sam_lora import metrics
+    from sam_lora.results import metrics
     cv2.setNumThreads(1)
     report: dict[str, float] = {"n_scenes": count}
     for name, settings in (("default", {}), ("lower", {"pred_iou_thresh": 0.7, "stability_score_thresh": 0.8})):
@@ -159,9 +161,10 @@ def measure_table(sam: "Sam", path: str) -> dict[str, float]:
 
     import numpy as np
 
-    from sam_lora import metrics
-    from sam_lora.dataset import PromptedImages, batches, check_samples, make_loader, read_samples
-    from sam_lora.evaluation import predict
+    from sam_lora.data.samples import check_samples, read_samples
+    from sam_lora.model.batches import PromptedImages, batches, make_loader
+    from sam_lora.results import metrics
+    from sam_lora.results.evaluation import predict
     rows = read_samples(path)
     check_samples(rows, path, need_labels=True)
     side = sam.image_encoder.img_size

@@ -72,7 +72,7 @@ def initialise(sam: "Sam", batch: dict[str, "Tensor"]) -> None:
     import torch
     from torch import nn
 
-    from sam_lora.sam import preprocess
+    from sam_lora.model.encode import preprocess
     for module in sam.modules():
         if isinstance(module, nn.Linear):
             nn.init.trunc_normal_(module.weight, std=0.02)
@@ -157,7 +157,7 @@ def draw_prompts(rng: "np.random.Generator", batch: dict[str, "Tensor"]):
     """Prompts for all rows of a batch, of two kinds (even and odd rows): (prompts, row has a lone point)."""
     import torch
 
-    from sam_lora.sam import Prompts
+    from sam_lora.model.prompts import Prompts
     count = len(batch["boxes"])
     coords, labels = batch["positive"].clone(), torch.ones(count, 5)
     boxes = batch["boxes"].clone()
@@ -181,7 +181,7 @@ def correction(logits: "Tensor", masks: "Tensor", prompts):
     """The same prompts with one click more: inside the region where the prediction is wrong."""
     import torch
 
-    from sam_lora.sam import Prompts
+    from sam_lora.model.prompts import Prompts
     wrong = ((logits > 0) != masks.bool()).flatten(1).float() + 1e-8
     picked = torch.multinomial(wrong, 1)[:, 0]
     width = masks.shape[2]
@@ -225,7 +225,8 @@ def training_loss(sam: "Sam", batch: dict[str, "Tensor"], rng: "np.random.Genera
     import torch
     import torch.nn.functional as F
 
-    from sam_lora.sam import Prompts, decode_all, preprocess, upscale_to_frame
+    from sam_lora.model.encode import preprocess
+    from sam_lora.model.prompts import Prompts, decode_all, upscale_to_frame
     side, count = batch["images"].shape[-1], batch["masks"].shape[0]
     embeddings = sam.image_encoder(preprocess(batch["images"], batch["input_sizes"], sam))
     embeddings = embeddings.repeat_interleave(count // len(embeddings), dim=0)
@@ -264,7 +265,8 @@ def held_out_iou(sam: "Sam", crops: list) -> dict[str, float]:
     """Mean IoU with three points, one point, and the best of three masks for one point."""
     import torch
 
-    from sam_lora.sam import Prompts, decode_all, preprocess, upscale_to_frame
+    from sam_lora.model.encode import preprocess
+    from sam_lora.model.prompts import Prompts, decode_all, upscale_to_frame
     device = sam.pixel_mean.device
     scores = {"iou_3": [], "iou_1": [], "best_of_3": []}
     with torch.inference_mode():
@@ -320,7 +322,10 @@ def main(args: argparse.Namespace) -> None:
 
     from sam_lora.errors import UserError
     from sam_lora.files import atomic_path
-    from sam_lora.sam import SAM_TYPES, build_sam, read_state_dict, resize_position_embeddings, select_device
+    from sam_lora.model.precision import select_device
+    from sam_lora.model.sam import build_sam, resize_position_embeddings
+    from sam_lora.model.sam_types import SAM_TYPES
+    from sam_lora.model.weights import read_state_dict
 
     if len({len(args.sides), len(args.minutes), len(args.images), len(args.masks), len(args.learning_rates)}) > 1:
         raise UserError("--sides, --minutes, --images, --masks and --learning_rates: expected one value per stage each")

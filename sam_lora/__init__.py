@@ -1,36 +1,25 @@
-"""What two or more of the scripts need, one module per noun.
+"""What two or more of the scripts need, in folders that follow the pipeline. Imports go one way:
 
-cli.py             argument parsers, arguments that scripts share, one-line errors
-errors.py          UserError: a mistake in the user's input, told in one line
-files.py           atomic files, staged output folders
-interrupts.py      Ctrl-C: held back for a moment, answered once
-workers.py         processes that work in parallel
-contracts.py       every folder, file and column name; checked reading and writing of tables
-imaging.py         any image file -> upright 8-bit RGB; atomic PNG and JPEG writing
-geometry.py        polygon, RLE, box, mask, crop: pure functions
-class_folders.py   one image's objects -> crops, masks and manifest rows; many processes
-prompts.py         three points from a mask: two strategies
-split_tables.py    class folders -> paired, pointed and split rows -> the split tables
-splits.py          seeded train/val/test by source image, stratified by class
-dataset.py         table row -> tensors, preprocessed exactly as SamPredictor does
-torchvision_ops.py torchvision beside a CPU-only torch
-sam.py             build, find, download and verify a SAM; encode images, decode prompts in a batch
-attention.py       the image encoder's blocks in less time and memory
-feature_cache.py   features of the encoder's frozen part, once for each image: memory, files, model
-lora.py            add LoRA, count and check what trains, merge
-ema.py             a moving average of the weights that train
-distributed.py     several processes that train one model
-checkpoints.py     the small self-describing checkpoint: save, load, verify
-losses.py          mask losses
-metrics.py         IoU, Dice, boundary IoU
-inference.py       what both inference scripts do with their model
-evaluation.py      predict a test table, score it, write it
-annotate.py        images without ground truth: masks, overlays, COCO and YOLO for annotation tools
-comparison.py      base against tuned: pairing, interval by photos, verdict, what changed most
-report.py          a results folder as one page
-figures.py         panels, sheets, plots
-parity.py          does an exported model compute what the checkpoint computes
-onnx_export.py     ONNX: decoder, encoder, int8
-hf_export.py       a folder for transformers
-weights/           the small SAM that ships with the project
+    the modules of this folder <- data <- model <- results <- export <- the scripts; training stands beside results
+
+cli.py         argument parsers, arguments that scripts share, one-line errors
+errors.py      UserError: a mistake in the user's input, reported in one line
+files.py       atomic files, staged output folders
+interrupts.py  Ctrl-C
+workers.py     processes and threads that work in parallel
+contracts.py   every folder, file and column name
+tables.py      checked reading and writing of tables and their cells
+figures.py     panels, sheets, plots
+sam.py         the door for users: load_sam
+data/          annotations and photos -> class folders -> tables -> rows with their prompts
+model/         SAM itself: build, load, adapt, encode images, decode prompts
+training/      what train.py's loop is made of
+results/       predictions, scores, reports
+export/        other formats of a tuned model
+weights/       the small SAM that ships with the project
 """
+
+import os
+
+# Before torch is imported: threads that spin while they wait halve the speed where others share the cores.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

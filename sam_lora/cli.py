@@ -42,8 +42,6 @@ def run(main: Callable[[argparse.Namespace], object], parser: argparse.ArgumentP
     try:
         ctrl_c.begin()
         args = parser.parse_args(argv)
-        # before torch is imported: threads that spin while they wait halve the speed where others share the cores
-        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
         main(args)
     except BaseException as error:
         ctrl_c.over = True  # first, and no call: another Ctrl-C does not come through from here on

@@ -106,7 +106,7 @@ def random_sam(model_type: str, image_size: int | None = None, seed: int = 0):
     """`build_sam` with weights whose output varies: the default initialisation leaves position tables at zero."""
     import torch
 
-    from sam_lora.sam import build_sam
+    from sam_lora.model.sam import build_sam
     torch.manual_seed(seed)
     sam = build_sam(model_type, image_size)
     with torch.no_grad():
@@ -125,8 +125,8 @@ def mini_checkpoint(mini_weights: Path, tmp_path_factory: pytest.TempPathFactory
 def make_checkpoint(path: Path, base: Path, model_type: str = "vit_mini", image_size: int | None = None) -> Path:
     import torch
 
-    from sam_lora.checkpoints import library_versions, prepare_for_training, save_checkpoint, trained_state
-    from sam_lora.sam import load_sam
+    from sam_lora.model.checkpoints import library_versions, prepare_for_training, save_checkpoint, trained_state
+    from sam_lora.model.sam import load_sam
     sam, sha256 = load_sam(model_type, base, image_size)
     lora = {"rank": 4, "alpha": 8.0, "dropout": 0.0, "targets": ["qkv"], "blocks": None}
     prepare_for_training(sam, lora, train_decoder=True)

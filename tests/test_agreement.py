@@ -19,8 +19,8 @@ from pycocotools import mask as coco_mask
 
 import process_coco_dataset
 import process_yolo_to_classwise
-from sam_lora.class_folders import mask_in_source
-from sam_lora.imaging import image_size, load_mask
+from sam_lora.data.imaging import image_size, load_mask
+from sam_lora.data.manifest import mask_in_source
 
 ROOT = Path(__file__).parents[1]
 DATA = ROOT.parent / "shared" / "data"

@@ -11,9 +11,9 @@ import torch
 from conftest import make_checkpoint, random_sam
 
 import export_sam
-from sam_lora.checkpoints import load_tuned_sam
 from sam_lora.errors import UserError
-from sam_lora.sam import build_sam, load_sam
+from sam_lora.model.checkpoints import load_tuned_sam
+from sam_lora.model.sam import build_sam, load_sam
 
 
 def export(tmp_path: Path, checkpoint: Path, base: Path, *flags) -> Path:
@@ -135,7 +135,7 @@ def test_a_format_that_differs_leaves_no_file_at_all(tmp_path, mini_checkpoint, 
 
 def test_logits_that_differ_keep_no_file(tmp_path, mini_checkpoint, mini_weights, monkeypatch):
     """The check has to see a merge that went wrong: here one that leaves the low-rank pairs out."""
-    from sam_lora import lora
+    from sam_lora.model import lora
 
     def merge_nothing(sam):
         for name, module in list(sam.named_modules()):
@@ -267,9 +267,10 @@ def tuned_on(pictures: list, steps: int, path: Path) -> Path:
     """
     import torch.nn.functional as F
 
-    from sam_lora import parity
-    from sam_lora.checkpoints import library_versions, prepare_for_training, save_checkpoint, trained_state
-    from sam_lora.sam import Prompts, ResizeLongestSide, decode_all
+    from sam_lora.export import parity
+    from sam_lora.model.checkpoints import library_versions, prepare_for_training, save_checkpoint, trained_state
+    from sam_lora.model.meta import ResizeLongestSide
+    from sam_lora.model.prompts import Prompts, decode_all
     torch.manual_seed(0)
     rng, resize = np.random.default_rng(0), ResizeLongestSide(256)
     sam, sha256 = load_sam("vit_mini")
@@ -312,8 +313,8 @@ def test_automatic_masks_of_a_tuned_model_find_the_objects(tmp_path, monkeypatch
     """
     from segment_anything import SamAutomaticMaskGenerator
 
-    from sam_lora import metrics
-    from sam_lora.sam import find_weights
+    from sam_lora.model.weights import find_weights
+    from sam_lora.results import metrics
     picture, masks = max(demo_pictures(3), key=lambda pair: len(pair[1]))
     checkpoint = tuned_on([(picture, masks)], 70, tmp_path / "x.ckpt")
     output = export(tmp_path, checkpoint, find_weights("vit_mini"))

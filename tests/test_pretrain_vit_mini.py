@@ -9,7 +9,9 @@ import pytest
 import torch
 
 from sam_lora.errors import UserError
-from sam_lora.sam import Prompts, build_sam, read_state_dict
+from sam_lora.model.prompts import Prompts
+from sam_lora.model.sam import build_sam
+from sam_lora.model.weights import read_state_dict
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "pretrain"))
 import muon
@@ -93,7 +95,7 @@ def test_the_patch_embedding_starts_with_channels_of_one_size(batch):
     sam = build_sam("vit_mini", 64)
     big = next(iter(recipe.Batches(4, 64, 24, 1, 0.0)))
     recipe.initialise(sam, big)
-    from sam_lora.sam import preprocess
+    from sam_lora.model.encode import preprocess
     features = sam.image_encoder.patch_embed(preprocess(big["images"], big["input_sizes"], sam)).flatten(0, 2)
     spread = features[features.abs().sum(dim=1) > 0].std(dim=0)
     assert spread.max() < 0.8

@@ -29,9 +29,9 @@ from process_coco_dataset import (
     split_of,
 )
 from sam_lora import cli
-from sam_lora.class_folders import ConversionReport
+from sam_lora.data.class_folders import ConversionReport
+from sam_lora.data.imaging import load_image, load_mask, write_jpeg
 from sam_lora.errors import UserError
-from sam_lora.imaging import load_image, load_mask, write_jpeg
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 WIDTH, HEIGHT = 80, 50

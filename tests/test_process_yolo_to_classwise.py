@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 
 from process_yolo_to_classwise import RowError, get_args_parser, main, parse_label_row
 from sam_lora import cli
+from sam_lora.data.imaging import load_mask, write_jpeg, write_png
 from sam_lora.errors import UserError
-from sam_lora.imaging import load_mask, write_jpeg, write_png
 
 ROOT = Path(__file__).parents[1]
 DATA = ROOT.parent / "shared" / "data"

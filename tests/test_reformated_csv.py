@@ -3,7 +3,8 @@ import pytest
 
 from reformated_csv import get_args_parser, main, pixel
 from sam_lora import cli
-from sam_lora.contracts import SPLIT_COLUMNS, points_from_json
+from sam_lora.contracts import SPLIT_COLUMNS
+from sam_lora.tables import points_from_json
 
 HEADER = ",".join(SPLIT_COLUMNS)
 

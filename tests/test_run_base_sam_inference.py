@@ -12,9 +12,9 @@ from conftest import random_sam
 import run_base_sam_inference
 import run_inference
 from sam_lora import contracts
-from sam_lora.checkpoints import library_versions, prepare_for_training, save_checkpoint, trained_state
 from sam_lora.errors import UserError
-from sam_lora.sam import load_sam
+from sam_lora.model.checkpoints import library_versions, prepare_for_training, save_checkpoint, trained_state
+from sam_lora.model.sam import load_sam
 
 STEMS = [f"{number:05d}_photo{number + 9}_0001" for number in range(1, 7)]
 

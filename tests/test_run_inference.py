@@ -13,8 +13,10 @@ from conftest import make_checkpoint, random_sam
 
 import run_base_sam_inference
 import run_inference
-from sam_lora import contracts, imaging, metrics
+from sam_lora import contracts
+from sam_lora.data import imaging
 from sam_lora.errors import UserError
+from sam_lora.results import metrics
 
 ROOT = Path(run_inference.__file__).parent
 STEMS = [f"{number:05d}_photo{number + 9}_0001" for number in range(1, 7)]

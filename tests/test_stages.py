@@ -12,9 +12,11 @@ import Create_yolo_csv
 import process_coco_dataset
 import process_yolo_to_classwise
 import reformated_csv
-from sam_lora import class_folders, contracts
-from sam_lora.dataset import check_samples, read_samples
-from sam_lora.imaging import image_size, load_mask, write_png
+from sam_lora import contracts
+from sam_lora.data.imaging import image_size, load_mask, write_png
+from sam_lora.data.manifest import mask_in_source
+from sam_lora.data.samples import check_samples, read_samples
+from sam_lora.tables import read_table
 
 WIDTH, HEIGHT = 300, 200
 PHOTOS = 10
@@ -84,7 +86,7 @@ def test_every_shape_of_crop_reaches_training(tmp_path, monkeypatch, converter, 
     run(converter, *write(Path("set")), "--num_workers", "0", *flags)
     run(tables, "--num_workers", "0")
     run(reformated_csv)
-    manifest = {f"processed_dataset/{row['mask_path']}": row for row in contracts.read_table(
+    manifest = {f"processed_dataset/{row['mask_path']}": row for row in read_table(
         "processed_dataset/instances.csv", contracts.MANIFEST_COLUMNS, "").to_dict("records")}
     photos_of, rows = {}, 0
     for split in contracts.SPLITS:
@@ -96,7 +98,7 @@ def test_every_shape_of_crop_reaches_training(tmp_path, monkeypatch, converter, 
             row = manifest[sample.label_text]
             photos_of.setdefault(split, set()).add(row["source_image"])
             assert image_size(sample.image) == size_of[row["class_name"]]
-            back = class_folders.mask_in_source(load_mask(sample.label), row)
+            back = mask_in_source(load_mask(sample.label), row)
             assert back.shape == (HEIGHT, WIDTH) and in_box(back, OBJECTS[NAMES.index(row["class_name"])][1])
             assert len(set(sample.points)) == 3
             for x, y in sample.points:
@@ -115,7 +117,7 @@ def test_copies_of_a_photo_under_other_names_stay_together_whatever_is_labelled_
     run(process_yolo_to_classwise, *flags, "--num_workers", "0")
     for seed in range(6):
         run(Create_yolo_csv, "--num_workers", "0", "--seed", str(seed), "--overwrite")
-        output = contracts.read_table("output.csv", contracts.SPLIT_COLUMNS, "")
+        output = read_table("output.csv", contracts.SPLIT_COLUMNS, "")
         copies = output[output["source_image"].isin(["images/p0.png", "images/p1.png"])]
         assert len(copies) == 2 and copies["split"].nunique() == 1
 
@@ -142,6 +144,6 @@ def test_tiles_of_a_photo_stay_together_without_the_manifest(tmp_path, monkeypat
     run(process_yolo_to_classwise, *write_yolo(Path("set")), "--num_workers", "0", "--tile", "128")
     Path("processed_dataset/instances.csv").unlink()
     run(Create_yolo_csv, "--num_workers", "0")
-    output = contracts.read_table("output.csv", contracts.SPLIT_COLUMNS, "")
+    output = read_table("output.csv", contracts.SPLIT_COLUMNS, "")
     assert sorted(set(output["source_image"])) == [f"p{number}" for number in range(PHOTOS)]
     assert (output.groupby("source_image")["split"].nunique() == 1).all() and len(output) == 4 * PHOTOS

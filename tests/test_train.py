@@ -16,9 +16,9 @@ import torch
 
 import train
 from sam_lora import contracts
-from sam_lora.checkpoints import load_checkpoint, load_tuned_sam, prepare_for_training
 from sam_lora.errors import UserError
-from sam_lora.sam import load_sam
+from sam_lora.model.checkpoints import load_checkpoint, load_tuned_sam, prepare_for_training
+from sam_lora.model.sam import load_sam
 
 ROOT = Path(train.__file__).parent
 LOG_COLUMNS = ["epoch", "train_loss", "val_loss", "train_iou", "val_iou", "learning_rate", "seconds", "images_per_s",
@@ -354,7 +354,7 @@ def test_kill_during_a_save_leaves_a_whole_checkpoint(tmp_path):
 
 
 def test_prompt_kind_names_points_and_boxes(crops):
-    from sam_lora.dataset import read_samples
+    from sam_lora.data.samples import read_samples
     rows = pd.read_csv(crops.train_csv, dtype=str)
     rows["box"] = "[1,1,20,20]"
     rows.loc[0, "points"] = "[[5,5]]"
@@ -376,7 +376,7 @@ def test_vit_b_in_the_published_format_trains_saves_loads_and_predicts(crops, tm
     """One training step at 1024 px on random weights, then the tuned model on one image."""
     from segment_anything import SamPredictor
 
-    from sam_lora.imaging import load_image
+    from sam_lora.data.imaging import load_image
     from tests.conftest import random_sam
     weights = tmp_path / "sam_vit_b_01ec64.pth"
     torch.save(random_sam("vit_b").state_dict(), weights)
@@ -415,7 +415,7 @@ def frozen_work():
     from segment_anything.modeling.image_encoder import PatchEmbed
     from torch.nn.modules.module import register_module_forward_hook
 
-    from sam_lora import dataset
+    from sam_lora.model import batches as dataset
     seen = []
     hook = register_module_forward_hook(
         lambda module, inputs, output: seen.append("patch_embed") if isinstance(module, PatchEmbed) else None)

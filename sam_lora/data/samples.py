@@ -1,0 +1,101 @@
+"""Rows of a training table, checked: an image, its mask, its prompts."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from sam_lora import contracts
+from sam_lora.data.imaging import ImageError, image_size
+from sam_lora.errors import UserError
+from sam_lora.tables import box_from_json, point_labels_from_json, points_from_json, read_table, resolve_path
+
+MAX_REPORTED = 3  # bad rows named in one error
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One row: an image, its mask (None without ground truth), and the prompts in pixels of the image (xy)."""
+
+    image: Path
+    label: Path | None
+    points: tuple[tuple[float, float], ...]
+    point_labels: tuple[int, ...]
+    box: tuple[float, float, float, float] | None
+    image_text: str        # the paths as the table has them
+    label_text: str
+
+
+def read_samples(table_path: str | Path) -> list[Sample]:
+    """Read a training table. UserError for missing columns, no rows, or cells that are no points."""
+    table = read_table(table_path, contracts.TRAINING_COLUMNS, contracts.MADE_BY["training"])
+    return [_sample(row, f"{table_path} row {number}", table_path)
+            for number, row in enumerate(table.to_dict("records"), start=2)]  # row 1 of the file is the header
+
+
+def _sample(row: dict[str, str], where: str, table_path: str | Path) -> Sample:
+    prompt = read_prompt(row, where)
+    label = resolve_path(row["label"], table_path) if row["label"] else None
+    return Sample(resolve_path(row["image"], table_path), label, *prompt, row["image"], row["label"])
+
+
+def read_prompt(row: Mapping[str, str], where: str) -> tuple[tuple, tuple, tuple | None]:
+    """(points, point_labels, box) of a table's row, as `Sample` has them. `where` names the row in the UserError."""
+    points: list[list[float]] = []
+    if row.get("points", "").strip():
+        points = points_from_json(row["points"], f"{where}, column points")
+    labels = [1] * len(points)
+    if row.get(contracts.POINT_LABELS_COLUMN):
+        labels = point_labels_from_json(row[contracts.POINT_LABELS_COLUMN], len(points),
+                                                  f"{where}, column {contracts.POINT_LABELS_COLUMN}")
+    box = None
+    if row.get(contracts.BOX_COLUMN):
+        box = tuple(box_from_json(row[contracts.BOX_COLUMN], f"{where}, column {contracts.BOX_COLUMN}"))
+    if not points and box is None:
+        raise UserError(f"{where}: neither points nor a box; expected points as [[x1,y1],[x2,y2],…]")
+    return tuple(map(tuple, points)), tuple(labels), box
+
+
+def check_samples(samples: Sequence[Sample], table_path: str | Path, need_labels: bool) -> None:
+    """Look at every file's header before hours of work: all there, masks as large as images, points inside.
+
+    Raises one UserError that counts the bad rows and names the first few.
+    """
+    sizes: dict[Path, tuple[int, int] | str] = {}
+    bad = []
+    for number, sample in enumerate(samples, start=2):
+        problem = sample_problem(sample, sizes, need_labels)
+        if problem:
+            bad.append(f"row {number}: {problem}")
+    if bad:
+        more = f"; and {len(bad) - MAX_REPORTED} more rows" if len(bad) > MAX_REPORTED else ""
+        raise UserError(f"{table_path}: {len(bad)} of {len(samples)} rows cannot be used: "
+                        f"{'; '.join(bad[:MAX_REPORTED])}{more}")
+
+
+def sample_problem(sample: Sample, sizes: dict[Path, tuple[int, int] | str], need_labels: bool) -> str | None:
+    """What makes a row unusable, in words, or None. `sizes` remembers (w, h) of the files looked at so far."""
+    for path in (sample.image, sample.label):
+        if path is not None and path not in sizes:
+            try:
+                sizes[path] = image_size(path)
+            except ImageError as error:
+                sizes[path] = str(error)
+    size = sizes[sample.image]
+    if isinstance(size, str):
+        return size
+    width, height = size
+    label_size = size if sample.label is None else sizes[sample.label]
+    if sample.label is None and need_labels:
+        return "no label; expected the path of a mask"
+    if isinstance(label_size, str):
+        return label_size
+    if label_size != size:
+        return (f"{sample.label_text} is {label_size[0]}x{label_size[1]} px, "
+                f"but its image {sample.image_text} is {width}x{height} px")
+    outside = [point for point in sample.points if not (0 <= point[0] < width and 0 <= point[1] < height)]
+    if outside:
+        return f"point ({outside[0][0]:g}, {outside[0][1]:g}) lies outside {sample.image_text} ({width}x{height} px)"
+    box = sample.box
+    if box is not None and not (box[0] < width and box[1] < height and box[2] > 0 and box[3] > 0):
+        return f"box {','.join(f'{value:g}' for value in box)} lies outside {sample.image_text} ({width}x{height} px)"
+    return None

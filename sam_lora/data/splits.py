@@ -1,0 +1,179 @@
+"""Seeded train/val/test by source image, stratified by class; the data set's own split; leaks between splits.
+
+Rows (one per object) are given as parallel lists: `groups` names what must stay on one side, `class_ids` what is to be
+spread evenly. Nothing here depends on the order of the rows.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Hashable, Sequence
+from pathlib import PurePosixPath
+from typing import NamedTuple
+
+import numpy as np
+
+from sam_lora.contracts import SPLITS
+from sam_lora.data.class_folders import SPLIT_ALIASES
+
+# Folders that say a file's split or kind, not which photo it is.
+LAYOUT_FOLDERS = frozenset({*SPLIT_ALIASES, "images"})
+# Roboflow's name for one of several exported (augmented) copies of a photo: <photo>.rf.<hash>.jpg
+EXPORTED_COPY = re.compile(r"\.rf\.[0-9A-Za-z_-]{8,}$")
+# Where groups are few: train first, then test, since without a test row there is no score, while training copes
+# without validation.
+PRIORITY = (0, 2, 1)
+
+
+class Leak(NamedTuple):
+    """Groups that lie in more than one split."""
+    groups: list[str]
+    rows: dict[str, int]   # val and test rows whose group train has too; for test also those that val has
+
+
+def source_group(source_image: str) -> str:
+    """Source image path (below the data set's folder, with /) -> the photo it is a copy of.
+
+    Exported copies of one photo share a group whatever split folder they lie in; any other file is its own group.
+    """
+    path = PurePosixPath(source_image.replace("\\", "/"))
+    photo = EXPORTED_COPY.sub("", path.stem)
+    if photo == path.stem:
+        return str(path)
+    folders = [part for part in path.parts[:-1] if part.lower() not in LAYOUT_FOLDERS]
+    return "/".join([*folders, photo])
+
+
+def merge_groups(groups: Sequence[str], contents: Sequence[Hashable]) -> list[str]:
+    """Unite groups that share a content (an image file's digest); a united group takes its first name in sort order."""
+    parent = {group: group for group in groups}
+
+    def root(group: str) -> str:
+        while parent[group] != group:
+            parent[group] = parent[parent[group]]
+            group = parent[group]
+        return group
+
+    first: dict[Hashable, str] = {}
+    for group, content in zip(groups, contents):
+        a, b = root(group), root(first.setdefault(content, group))
+        parent[max(a, b)] = min(a, b)
+    return [root(group) for group in groups]
+
+
+def random_split(groups: Sequence[str], class_ids: Sequence[Hashable], fractions: Sequence[float], seed: int
+                 ) -> list[str]:
+    """One of train, val, test for each row; whole groups only, each class as near to `fractions` as they allow.
+
+    A class with at least as many groups as there are splits (of a fraction above zero) comes into each of them, as
+    far as groups with several classes allow that for all classes at once; with fewer, train goes first, then test,
+    but for one class that fills val where no class has groups for all three.
+    """
+    if not len(groups):
+        return []
+    fractions = np.asarray(fractions, dtype=float) / np.sum(fractions)
+    names = sorted(set(groups))
+    classes = sorted(set(class_ids), key=str)
+    row_group = np.searchsorted(names, list(groups))
+    column = {class_id: index for index, class_id in enumerate(classes)}
+    counts = np.zeros((len(names), len(classes)))
+    np.add.at(counts, (row_group, [column[class_id] for class_id in class_ids]), 1)
+    split_of_group = _assign(counts, fractions, np.random.default_rng(seed))
+    return [SPLITS[split] for split in split_of_group[row_group]]
+
+
+def complete_split(own: Sequence[str], groups: Sequence[str], class_ids: Sequence[Hashable],
+                   fractions: Sequence[float], seed: int) -> tuple[list[str], list[str]]:
+    """Keep the data set's own split; carve what it lacks from train by group -> (split of each row, notes in words).
+
+    `own`: train, val, test or "" for each row. Rows without one go where their group is, else by `fractions`. A
+    data set without a split, or without train, is split anew.
+    """
+    found = Counter(side for side in own if side)
+    has = ", ".join(f"{side} {found[side]}" for side in SPLITS if found[side])
+    if "train" not in found:
+        why = f"the data set's own split has no train ({has})" if found else "the data set has no split of its own"
+        return random_split(groups, class_ids, fractions, seed), [f"{why}; split anew by source image"]
+    split, notes = list(own), [f"the data set's own split is kept ({has}); --resplit makes a new one"]
+
+    def spread(rows: Sequence[int], shares: Sequence[float]) -> None:
+        sides = random_split([groups[row] for row in rows], [class_ids[row] for row in rows], shares, seed)
+        for row, side in zip(rows, sides):
+            split[row] = side
+
+    home = {group: side for wanted in reversed(SPLITS) for group, side in zip(groups, own) if side == wanted}
+    unknown = [row for row, side in enumerate(own) if not side]
+    for row in unknown:
+        split[row] = home.get(groups[row], "")
+    spread([row for row in unknown if not split[row]], fractions)
+    if unknown:
+        notes.append(f"{len(unknown)} rows that it does not know were added to it by source image")
+
+    missing = [side for side, fraction in zip(SPLITS, fractions) if fraction > 0 and side not in found]
+    if missing:
+        open_sides = ("train", *missing)
+        closed = {group for group, side in zip(groups, split) if side not in open_sides}  # leaks: not to a third side
+        spread([row for row, side in enumerate(split) if side in open_sides and groups[row] not in closed],
+               [fraction if side in open_sides else 0 for side, fraction in zip(SPLITS, fractions)])
+        taken = " and ".join(f"{split.count(side)} for {side}" for side in missing)
+        notes.append(f"it has no {' and no '.join(missing)}: rows taken from train by source image: {taken}"
+                     + ("" if all(split.count(side) for side in missing) else "; train has too few source images"))
+    return split, notes
+
+
+def find_leak(groups: Sequence[str], split: Sequence[str]) -> Leak:
+    """Groups on more than one side, and how many val and test rows they spoil."""
+    sides: dict[str, set[str]] = {}
+    for group, side in zip(groups, split):
+        sides.setdefault(group, set()).add(side)
+    rows = {"val": sum(side == "val" and "train" in sides[group] for group, side in zip(groups, split)),
+            "test": sum(side == "test" and len(sides[group]) > 1 for group, side in zip(groups, split))}
+    return Leak(sorted(group for group, found in sides.items() if len(found) > 1), rows)
+
+
+def _assign(counts: np.ndarray, fractions: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """(G, C) rows of each class in each group -> (G,) index of the split.
+
+    Greedy in random order, then single moves that lower the cost most until none does. The cost is the squared
+    deviation of each class's share, plus that of all rows together (as heavy as all classes), plus a large penalty for
+    each class that is missing where it has groups enough.
+    """
+    active = [split for split in PRIORITY if fractions[split] > 0]
+    counts = np.column_stack([counts, counts.sum(axis=1)])
+    total = counts.sum(axis=0)
+    weight = np.ones(counts.shape[1])
+    weight[-1] = counts.shape[1] - 1
+    penalty = np.zeros((len(SPLITS), counts.shape[1]))
+    groups_of_class = (counts > 0).sum(axis=0)
+    for rank, split in enumerate(active):
+        penalty[split] = np.where(groups_of_class > rank, 1e3, 0)
+    penalty[0] *= 10       # a class that is not trained on is worth neither validation nor test,
+    penalty[:, -1] *= 2    # a table without a row is worse than a class that one table lacks,
+    penalty[0, -1] = 1e6   # and a train table there must be
+
+    def cost(held: np.ndarray, split: int) -> np.ndarray:
+        """(…, C) rows held by `split` -> (…,)."""
+        return (weight * (held / total - fractions[split]) ** 2 + penalty[split] * (held == 0)).sum(axis=-1)
+
+    held = np.zeros((len(SPLITS), counts.shape[1]))
+    side = np.zeros(len(counts), dtype=np.int64)
+    for group in rng.permutation(len(counts)):
+        gains = [cost(held[split] + counts[group], split) - cost(held[split], split) for split in active]
+        side[group] = active[int(np.argmin(gains))]
+        held[side[group]] += counts[group]
+
+    for _ in range(1000):
+        left = np.empty(len(counts))
+        joined = np.empty((len(counts), len(active)))
+        for index, split in enumerate(active):
+            inside = side == split
+            left[inside] = cost(held[split] - counts[inside], split) - cost(held[split], split)
+            joined[:, index] = cost(held[split] + counts, split) - cost(held[split], split)
+            joined[inside, index] = np.inf
+        change = left[:, None] + joined
+        group, index = divmod(int(change.argmin()), len(active))
+        if not change[group, index] < -1e-5:
+            break
+        held[side[group]] -= counts[group]
+        side[group] = active[index]
+        held[side[group]] += counts[group]
+    return side

@@ -1,0 +1,272 @@
+"""The encoder's fast blocks against segment_anything's: outputs and gradients, with LoRA, by both ways to compute."""
+
+import copy
+
+import pytest
+import torch
+from conftest import random_sam
+from torch import nn
+
+from sam_lora.model import attention
+from sam_lora.model.attention import (
+    Block,
+    ChunkedAttention,
+    FastBlock,
+    chunked_attention,
+    folded_attention,
+    narrow_attention,
+    speed_up,
+)
+from sam_lora.model.lora import add_lora, merge_lora
+from sam_lora.model.sam import checkpoint_blocks
+from sam_lora.model.sam_types import SAM_TYPES
+
+WAYS = [pytest.param(chunked_attention, id="chunked"), pytest.param(folded_attention, id="folded")]
+GLOBAL, WINDOWED = 0, 5   # sides of windows; the grid below is 8 x 8: windows reach over its edge
+GRID = 8
+
+
+def block(window_size: int, table_grid: int = GRID, qkv_bias: bool = True, seed: int = 0) -> Block:
+    """A block of 3 heads whose every parameter is random; `table_grid` other than GRID: tables get interpolated."""
+    torch.manual_seed(seed)
+    made = Block(24, 3, qkv_bias=qkv_bias, use_rel_pos=True, window_size=window_size,
+                 input_size=(table_grid, table_grid))
+    with torch.no_grad():
+        for parameter in made.parameters():
+            parameter.normal_(std=0.3)
+    return made
+
+
+def fast(stock: nn.Module) -> nn.Module:
+    made = copy.deepcopy(stock)
+    made.__class__ = FastBlock
+    return made
+
+
+def outputs_and_gradients(model: nn.Module, x: torch.Tensor, weight: torch.Tensor) -> dict[str, torch.Tensor]:
+    """The output for x, and the gradients of x and of every parameter that has one."""
+    x = x.clone().requires_grad_()
+    out = model(x)
+    (out.float() * weight).sum().backward()
+    found = {name: parameter.grad for name, parameter in model.named_parameters() if parameter.requires_grad}
+    return {"output": out.detach(), "x": x.grad, **found}
+
+
+def differences(found: dict, expected: dict) -> dict[str, float]:
+    """The largest difference in each tensor as a share of its largest value."""
+    assert found.keys() == expected.keys()
+    return {name: float((found[name] - expected[name]).abs().max() / expected[name].abs().max().clamp(min=1e-6))
+            for name in expected}
+
+
+@pytest.fixture(params=[pytest.param((2**20, 2**22), id="whole maps, kept"), pytest.param((2**20, 0), id="whole maps"),
+                        pytest.param((1500, 0), id="some maps"), pytest.param((448, 2**22), id="parts of a map")])
+def sizes(request, monkeypatch):
+    """Chunks that hold everything, a few maps, or seven queries of one; probabilities kept or not."""
+    monkeypatch.setattr(attention, "CHUNK", request.param[0])
+    monkeypatch.setattr(attention, "KEPT", request.param[1])
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize(("window_size", "table_grid"), [
+    pytest.param(GLOBAL, GRID, id="global"), pytest.param(GLOBAL, 13, id="global, tables interpolated"),
+    pytest.param(WINDOWED, GRID, id="windows over the edge"), pytest.param(4, GRID, id="windows that fit")])
+def test_a_block_equals_segment_anything_s(way, window_size, table_grid, sizes, monkeypatch):
+    monkeypatch.setattr(attention, "chunked_attention", way)
+    stock = block(window_size, table_grid)
+    x, weight = torch.randn(2, GRID, GRID, 24), torch.randn(2, GRID, GRID, 24)
+    expected = outputs_and_gradients(stock, x, weight)
+    assert expected["attn.rel_pos_h"].abs().max() > 1e-3 and expected["attn.qkv.bias"].abs().max() > 1e-3
+    found = outputs_and_gradients(fast(stock), x, weight)
+    assert max(differences(found, expected).values()) < 1e-5
+
+
+def test_a_grid_that_is_not_square(sizes):
+    stock = block(GLOBAL)
+    x, weight = torch.randn(2, 6, 11, 24), torch.randn(2, 6, 11, 24)
+    assert max(differences(outputs_and_gradients(fast(stock), x, weight),
+                           outputs_and_gradients(stock, x, weight)).values()) < 1e-5
+
+
+@pytest.mark.parametrize("window_size", [GLOBAL, WINDOWED])
+def test_a_block_without_a_bias(window_size):
+    stock = block(window_size, qkv_bias=False)
+    x, weight = torch.randn(1, GRID, GRID, 24), torch.randn(1, GRID, GRID, 24)
+    assert max(differences(outputs_and_gradients(fast(stock), x, weight),
+                           outputs_and_gradients(stock, x, weight)).values()) < 1e-5
+
+
+def test_gradients_are_those_of_finite_differences(monkeypatch):
+    monkeypatch.setattr(attention, "CHUNK", 20)
+    monkeypatch.setattr(attention, "KEPT", 0)
+    torch.manual_seed(0)
+    qkv, table_h, table_w = (torch.randn(shape, dtype=torch.float64, requires_grad=True)
+                             for shape in ((3, 2, 6, 4), (2, 2, 4), (3, 3, 4)))
+    assert torch.autograd.gradcheck(lambda *tensors: ChunkedAttention.apply(*tensors, 0.5), (qkv, table_h, table_w))
+
+
+def prepared(model_type: str, image_size: int, targets: list[str], dropout: float = 0.0):
+    """A stock SAM with LoRA whose both halves are random, and a fast copy of it."""
+    sam = random_sam(model_type, image_size)
+    add_lora(sam, 4, 8, dropout, targets)
+    with torch.no_grad():
+        for name, parameter in sam.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=0.05)
+    other = copy.deepcopy(sam)
+    speed_up(other)
+    return sam, other
+
+
+def narrow_vit_b(monkeypatch) -> None:
+    """vit_b's windows and global blocks, at a width and depth that take no time."""
+    kind = SAM_TYPES["vit_b"]
+    narrow = {**vars(kind), "embed_dim": 48, "depth": 3, "num_heads": 3, "global_attn_indexes": (1,),
+              "prompt_embed_dim": 32, "decoder_mlp_dim": 32, "iou_head_hidden_dim": 32}
+    monkeypatch.setitem(SAM_TYPES, "vit_b", type(kind)(**narrow))
+
+
+@pytest.mark.parametrize(("model_type", "image_size"), [
+    pytest.param("vit_mini", 160, id="global"), pytest.param("vit_b", 320, id="windows over the edge")])
+def test_an_encoder_with_lora_trains_as_the_stock_one(model_type, image_size, monkeypatch):
+    narrow_vit_b(monkeypatch)
+    stock, quick = prepared(model_type, image_size, ["qkv", "proj", "lin1", "lin2"])
+    x = torch.randn(2, 3, image_size, image_size)
+    weight = torch.randn(2, stock.prompt_encoder.embed_dim, image_size // 16, image_size // 16)
+    expected = outputs_and_gradients(stock.image_encoder, x, weight)
+    assert len(expected) > 20 and all(gradient.abs().max() > 0 for gradient in expected.values())
+    assert max(differences(outputs_and_gradients(quick.image_encoder, x, weight), expected).values()) < 1e-5
+
+
+@pytest.mark.parametrize("model_type", ["vit_mini", "vit_b"])
+def test_bfloat16_is_no_further_from_float32_than_the_stock_encoder(model_type, monkeypatch):
+    """In the mean over all tensors of the error's norm as a share of the tensor's; give or take the linear layers."""
+    narrow_vit_b(monkeypatch)
+    stock, quick = prepared(model_type, 320, ["qkv"])
+    x, weight = torch.randn(2, 3, 320, 320), torch.randn(2, stock.prompt_encoder.embed_dim, 20, 20)
+    exact = outputs_and_gradients(stock.image_encoder, x, weight)
+    halves = []
+    for sam in (stock, quick):
+        sam.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16):
+            halves.append(outputs_and_gradients(sam.image_encoder, x, weight))
+    assert halves[1]["output"].dtype == halves[0]["output"].dtype
+    theirs, ours = (torch.stack([(half[name].float() - exact[name]).norm() / exact[name].norm() for name in exact])
+                    for half in halves)
+    assert theirs.mean() > 1e-4 and ours.mean() < 1.25 * theirs.mean()
+
+
+@pytest.mark.parametrize(("way", "share"), [pytest.param(chunked_attention, 0.5, id="chunked, in float32"),
+                                            pytest.param(folded_attention, 1.1, id="folded"),
+                                            pytest.param(narrow_attention, 1.1, id="narrow, in bfloat16")])
+@pytest.mark.parametrize(("chunk", "kept"), [(2**21, 2**22), (2**21, 0), (700, 0), (30_000, 0)])
+def test_attention_alone_in_bfloat16(way, share, chunk, kept, monkeypatch):
+    """The norm of the error, as a share of that of stock formulas in bfloat16; in one chunk and in several."""
+    monkeypatch.setattr(attention, "NARROW_CHUNK", chunk)
+    monkeypatch.setattr(attention, "KEPT", kept)
+    torch.manual_seed(0)
+    tensors = [(torch.randn(shape) * size).bfloat16() for shape, size in
+               (((3, 5, 100, 16), 1), ((10, 10, 16), 0.2), ((10, 10, 16), 0.2), ((5, 100, 16), 1))]
+
+    def stock(qkv, table_h, table_w, scale):
+        q, k, v = qkv
+        rel_h, rel_w = attention.relative_logits(q, table_h, table_w)
+        logits = ((q * scale) @ k.transpose(1, 2)).unflatten(2, (10, 10)) + rel_h[..., None] + rel_w[..., None, :]
+        return logits.flatten(2).softmax(dim=-1) @ v
+
+    def run(compute, dtype):
+        *inputs, weight = (tensor.to(dtype) for tensor in tensors)
+        inputs = [tensor.clone().requires_grad_() for tensor in inputs]
+        out = compute(*inputs, 16 ** -0.5)
+        out.backward(weight)
+        assert out.dtype == dtype
+        return [out.detach().double(), *(tensor.grad.double() for tensor in inputs)]
+
+    exact = run(stock, torch.float64)
+    theirs, ours = ([float((a - b).norm() / b.norm()) for a, b in zip(run(compute, torch.bfloat16), exact)]
+                    for compute in (stock, way))
+    assert all(our < share * their for our, their in zip(ours, theirs)), (ours, theirs)
+
+
+def test_speed_up_twice_changes_classes_once_and_no_names():
+    sam = random_sam("vit_mini", 128)
+    names = list(sam.state_dict())
+    speed_up(sam)
+    speed_up(sam)
+    assert {type(part) for part in sam.image_encoder.blocks} == {FastBlock} and list(sam.state_dict()) == names
+    assert {type(part) for part in random_sam("vit_mini", 128).image_encoder.blocks} == {Block}
+
+
+@pytest.mark.parametrize("tokens", [7, 200])
+def test_the_decoder_s_attention_for_few_keys(tokens):
+    torch.manual_seed(0)
+    stock = random_sam("vit_mini", 128).mask_decoder.transformer.layers[0].cross_attn_image_to_token
+    quick = copy.deepcopy(stock)
+    quick.__class__ = attention.FewKeysAttention
+    q, k, v, weight = (torch.randn(2, count, 128) for count in (64, tokens, tokens, 64))
+    inputs = torch.cat([q, k, v], dim=1)
+
+    def run(layer):
+        class Split(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.layer = layer
+
+            def forward(self, x):
+                return self.layer(*x.split([64, tokens, tokens], dim=1))
+        return outputs_and_gradients(Split(), inputs, weight)
+
+    expected, found = run(stock), run(quick)
+    noise = [name for name in expected if name.endswith("k_proj.bias")]  # moves all logits alike: its gradient is 0
+    assert max(value for name, value in differences(found, expected).items() if name not in noise) < 1e-5
+
+
+def test_merging_lora_in_a_fast_encoder_changes_no_output():
+    _, quick = prepared("vit_mini", 128, ["qkv", "lin1"])
+    x = torch.randn(1, 3, 128, 128)
+    with torch.no_grad():
+        apart = quick.image_encoder(x)
+        merge_lora(quick)
+        assert (quick.image_encoder(x) - apart).abs().max() < 1e-4
+    assert quick.state_dict().keys() == random_sam("vit_mini", 128).state_dict().keys()
+
+
+def test_dropout_and_checkpointed_blocks_train():
+    _, quick = prepared("vit_mini", 128, ["qkv"], dropout=0.5)
+    recomputed = copy.deepcopy(quick)
+    checkpoint_blocks(recomputed)
+    x, weight = torch.randn(1, 3, 128, 128), torch.randn(1, 128, 8, 8)
+    found = []
+    for sam in (quick, recomputed):
+        torch.manual_seed(0)
+        found.append(outputs_and_gradients(sam.train().image_encoder, x, weight))
+    assert max(differences(found[1], found[0]).values()) < 1e-6
+
+
+def test_nothing_is_kept_without_gradients(monkeypatch):
+    """Pairs stored by neither pass: what autograd holds of a global block, in elements, stays below one map of them."""
+    monkeypatch.setattr(attention, "KEPT", 0)
+    held = []
+
+    def pack(tensor):
+        held.append(tensor.numel())
+        return tensor
+
+    x = torch.randn(1, 32, 32, 24)
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        with torch.no_grad():
+            fast(block(GLOBAL))(x)
+        assert not held
+        fast(block(GLOBAL))(x)
+        assert 0 < max(held) < 1024 ** 2
+        block(GLOBAL)(x)
+        assert max(held) >= 3 * 1024 ** 2
+
+
+@pytest.mark.filterwarnings("ignore")  # of the tracer
+def test_a_traced_encoder_has_the_stock_operations_and_output():
+    sam, quick = prepared("vit_mini", 128, ["qkv"])
+    x = torch.randn(1, 3, 128, 128)
+    traced = torch.jit.trace(quick.image_encoder, torch.zeros_like(x), check_trace=False)
+    with torch.no_grad():
+        assert torch.equal(traced(x), sam.image_encoder(x))
