@@ -419,7 +419,6 @@ def train_one_epoch(sam, loss_of, batches, share, optimizer, scaler, average, au
     import torch
 
     from sam_lora.model.augment import draw_points_anew, jitter_colours, mirror
-    from sam_lora.model.batches import batches
     from sam_lora.model.lora import check_gradients, trainable_parameters
     from sam_lora.training import distributed
     parameters = list(trainable_parameters(sam).values())

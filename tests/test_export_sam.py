@@ -118,7 +118,7 @@ def test_a_format_that_differs_leaves_no_file_at_all(tmp_path, mini_checkpoint, 
                                                      check, flag, name):
     """What is compared is another model's, as after a fault in a converter; the real check has to see it."""
     import importlib
-    room = importlib.import_module(f"sam_lora.{module}")
+    room = importlib.import_module(f"sam_lora.export.{module}")
     real = getattr(room, check)
     checkpoint_sam, _ = load_sam("vit_mini", mini_weights)
 

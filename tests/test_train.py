@@ -331,7 +331,7 @@ def test_ctrl_c_leaves_the_last_epoch_and_says_how_to_go_on(crops, mini_weights,
 SAVE_FOREVER = """
 import sys, torch
 from pathlib import Path
-from sam_lora.checkpoints import save_checkpoint
+from sam_lora.model.checkpoints import save_checkpoint
 header = {"model_type": "vit_mini", "image_size": 256, "base_sha256": "", "train_decoder": True, "epoch": 0,
           "prompt": "", "metrics": {}, "lora": {"rank": 1, "alpha": 1, "dropout": 0, "targets": [], "blocks": None}}
 for number in range(10 ** 9):

@@ -1,4 +1,4 @@
-"""sam_lora/geometry.py: polygons and RLE become the masks that pycocotools and plain counting give."""
+"""sam_lora.data.geometry.py: polygons and RLE become the masks that pycocotools and plain counting give."""
 
 import json
 from itertools import pairwise
@@ -97,7 +97,7 @@ def test_far_corners_are_clipped(far: float):
 def test_a_large_object_is_drawn_in_strips_without_seams(monkeypatch: pytest.MonkeyPatch, rows: int):
     star = [(3, 2), (40.5, 20.2), (88, 3), (60.1, 31), (85, 58), (41, 44), (2, 57), (25, 30)]
     whole = full_mask([star])
-    monkeypatch.setattr("sam_lora.geometry._MAX_CANVAS", rows * 16 * WIDTH)
+    monkeypatch.setattr("sam_lora.data.geometry._MAX_CANVAS", rows * 16 * WIDTH)
     strips = full_mask([star])
     assert whole.sum() > 1000 and np.count_nonzero(strips != whole) <= 25  # pixels covered by just half
     assert not (inner(whole) & ~strips).any() and not (inner(strips) & ~whole).any()
