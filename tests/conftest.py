@@ -2,6 +2,9 @@
 
 import os
 import signal
+import subprocess
+import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +18,26 @@ cv2.setNumThreads(1)
 # A shell's `&` hands Ctrl-C on ignored, and so it would be for the processes whose Ctrl-C is tested.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
+ROOT = Path(__file__).resolve().parents[1]
 TRAIN_ROWS, VAL_ROWS, TEST_ROWS = 6, 4, 6
+
+
+def files_below(folder: Path) -> set[str]:
+    """The files in `folder` and its subfolders, as relative POSIX paths."""
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+
+
+def run_python(*arguments: object, cwd: Path = ROOT, env: Mapping[str, str] | None = None
+               ) -> subprocess.CompletedProcess[str]:
+    """Run a Python of its own to its end, e.g. run_python("-c", code); `env` is added to this process's environment."""
+    return subprocess.run([sys.executable, *map(str, arguments)], cwd=cwd, env={**os.environ, **(env or {})},
+                          capture_output=True, text=True)
+
+
+def run_script(name: str, *flags: object, cwd: Path = ROOT, env: Mapping[str, str] | None = None
+               ) -> subprocess.CompletedProcess[str]:
+    """Run a script of the repository to its end as a user would, e.g. run_script("train.py", "--resume")."""
+    return run_python(ROOT / name, *flags, cwd=cwd, env=env)
 
 
 @dataclass(frozen=True)
