@@ -4,7 +4,8 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +20,7 @@ cv2.setNumThreads(1)
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = Path(__file__).resolve().parents[1]
+PATIENCE = 120  # seconds for something that must come; no test passes or fails by how soon it does
 TRAIN_ROWS, VAL_ROWS, TEST_ROWS = 6, 4, 6
 
 
@@ -40,6 +42,18 @@ def run_script(name: str, *flags: object, cwd: Path = ROOT, env: Mapping[str, st
     return run_python(ROOT / name, *flags, cwd=cwd, env=env)
 
 
+def wait_until(fact: Callable[[], object], process: subprocess.Popen) -> None:
+    """Return once `fact()` is true, e.g. that a file is there; fail if `process` ends first or after PATIENCE."""
+    deadline = time.monotonic() + PATIENCE
+    while True:
+        ended = process.poll() is not None  # before the look, which may come true just before the end
+        if fact():
+            return
+        assert not ended, f"the process ended with {process.returncode} before what was waited for"
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
 @dataclass(frozen=True)
 class Crops:
     """A folder as the stages before training leave it. Table cells are relative to `folder`."""
@@ -48,14 +62,6 @@ class Crops:
     train_csv: Path
     val_csv: Path
     test_csv: Path
-
-
-@pytest.fixture(autouse=True)
-def ctrl_c_works():
-    """A script ends with Ctrl-C switched off, and some tests run one in this process."""
-    before = signal.getsignal(signal.SIGINT)
-    yield
-    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture
