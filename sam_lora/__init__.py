@@ -5,7 +5,6 @@
 cli.py         argument parsers, arguments that scripts share, one-line errors
 errors.py      UserError: a mistake in the user's input, reported in one line
 files.py       atomic files, staged output folders
-interrupts.py  Ctrl-C
 workers.py     processes and threads that work in parallel
 contracts.py   every folder, file and column name
 tables.py      checked reading and writing of tables and their cells

@@ -1,6 +1,6 @@
-"""Command line: the parser every script uses, arguments that scripts share, and one-line errors.
+"""Command line: the parser of every script, the arguments that scripts share, and one-line errors.
 
-Nothing here imports torch, so `--help` and a wrong flag answer at once.
+Nothing here imports torch, so `--help` and complaints about flags appear at once.
 """
 
 import argparse
@@ -10,12 +10,11 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 
-from sam_lora import interrupts
 from sam_lora.errors import UserError
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Shows every default and keeps the line breaks of the script's docstring."""
+    """Shows every default and keeps the docstring's line breaks."""
 
     def _get_help_string(self, action: argparse.Action) -> str:
         if action.default is None or action.default is False or action.default == []:
@@ -24,45 +23,32 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescript
 
 
 def make_parser(docstring: str) -> argparse.ArgumentParser:
-    """A parser whose description is the script's module docstring. Abbreviated flags are refused."""
+    """A parser that describes the script by its docstring and refuses abbreviated flags."""
     return argparse.ArgumentParser(description=docstring, formatter_class=HelpFormatter, allow_abbrev=False)
 
 
 def run(main: Callable[[argparse.Namespace], object], parser: argparse.ArgumentParser,
         argv: Sequence[str] | None = None) -> None:
-    """Parse `argv`, call `main(args)` and exit: 0, 1 (bad data, one line), 2 (flags), 130 (Ctrl-C).
-
-    Ctrl-C is ignored afterwards: this is the last thing that a script does.
-    """
-    for stream in (sys.stdout, sys.stderr):  # a terminal or pipe that lacks a class name's letters is no reason to fail
+    """Parse `argv`, call `main(args)` and exit: 0, 1 (bad data, one line), 2 (wrong flags), 130 (Ctrl-C)."""
+    for stream in (sys.stdout, sys.stderr):  # letters that a terminal or pipe cannot show are escaped, not an error
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
-    code = 0
-    ctrl_c = interrupts.Answer()
     try:
-        ctrl_c.begin()
-        args = parser.parse_args(argv)
-        main(args)
-    except BaseException as error:
-        ctrl_c.over = True  # first, and no call: another Ctrl-C does not come through from here on
-        code = _exit_code(error, ctrl_c.raised, parser.prog)
+        main(parser.parse_args(argv))
+    except (Exception, KeyboardInterrupt) as error:
+        code = _report(error, parser.prog)
         if code is None:
             raise
-    finally:
-        ctrl_c.over = True
-        ctrl_c.end()
-    if code:
         sys.exit(code)
 
 
-def _exit_code(error: BaseException, interrupted: bool, program: str) -> int | None:
-    """Say in one line what ended a script; None where there is nothing to say, or it is a bug."""
-    # an interrupt in the middle of a library's tidying up may come out as another error
-    if isinstance(error, KeyboardInterrupt) or (interrupted and isinstance(error, Exception)):
+def _report(error: BaseException, program: str) -> int | None:
+    """Print in one line why the script ends; return its exit code, or None for a bug, which deserves a traceback."""
+    if _caused_by_ctrl_c(error):
         print(f"{program}: stopped by Ctrl-C; nothing half-written was left", file=sys.stderr)
         return 130
     if isinstance(error, UserError):
-        message = re.sub(r"[\x00-\x1f\x7f-\x9f]+", " ", str(error))  # file names may hold line breaks
+        message = re.sub(r"[\x00-\x1f\x7f-\x9f]+", " ", str(error))  # file names may contain line breaks
         print(f"{program}: error: {message}", file=sys.stderr)
         return 1
     if isinstance(error, BrokenPipeError):
@@ -73,6 +59,13 @@ def _exit_code(error: BaseException, interrupted: bool, program: str) -> int | N
         print(f"{program}: error: {where}{error.strerror or error}", file=sys.stderr)
         return 1
     return None
+
+
+def _caused_by_ctrl_c(error: BaseException | None) -> bool:
+    """Also true of an error that a library raised because Ctrl-C interrupted it or its cleanup."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__cause__ or error.__context__
+    return error is not None
 
 
 def positive_int(text: str) -> int:

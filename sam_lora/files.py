@@ -1,63 +1,50 @@
 """Files that are whole or absent: atomic replacement and staged output folders.
 
-Ctrl-C may come at any moment, several times. What is being written is removed where it is given up; what an interrupt
-kept from being removed goes at the end of the process.
+Output is written under a temporary name beside its final one and renamed when it is complete, so that no error and no
+Ctrl-C leaves it half-written. Temporary files and folders are removed when writing fails. One that outlives its process
+(`kill -9`, a power cut) is removed by the next run that writes into the same folder.
 """
 
-import atexit
 import os
+import re
+import secrets
 import shutil
-import tempfile
+import socket
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 
+import psutil
+
 from sam_lora.errors import UserError
-from sam_lora.interrupts import HeldBack
 
 STAGING_PREFIX = ".partial-"
 
-# Temporary files and folders of this process that did not become output, and the folders made for each. One that was
-# removed stays here: a thread that a second Ctrl-C left running may make it anew.
-_unfinished: dict[Path, list[Path]] = {}
+_swept: set[Path] = set()  # folders whose leftovers this process has removed
 
 
 @contextmanager
 def atomic_path(final: str | Path) -> Iterator[Path]:
-    """Yield a temporary path beside `final`; renamed over it on success, removed on any error.
+    """Yield an empty temporary file beside `final`; renamed over it on success, removed on any error.
 
-    The temporary name keeps the suffix, so writers that go by it (cv2, matplotlib) work unchanged.
+    The temporary name keeps the suffix, so writers that choose the format by it (cv2, matplotlib) work unchanged.
     """
     final = Path(final)
     final.parent.mkdir(parents=True, exist_ok=True)
-    temporary = None
+    remove_leftovers(final.parent)
+    temporary = final.parent / _temporary_name(final.suffix)
     try:
-        with HeldBack():
-            handle, name = tempfile.mkstemp(prefix=STAGING_PREFIX, suffix=final.suffix, dir=final.parent)
-            temporary = Path(name)
-            _unfinished[temporary] = []
-            os.close(handle)
+        temporary.touch(exist_ok=False)
         yield temporary
-        with HeldBack():
-            temporary.chmod(0o666 & ~_umask())
-            temporary.replace(final)
-            del _unfinished[temporary]
+        temporary.replace(final)
     except BaseException:
-        with HeldBack():
-            if temporary in _unfinished:
-                temporary.unlink(missing_ok=True)
-                del _unfinished[temporary]
+        temporary.unlink(missing_ok=True)
         raise
 
 
-def _umask() -> int:
-    current = os.umask(0)
-    os.umask(current)
-    return current
-
-
 def refuse_existing(paths: Sequence[Path], overwrite: bool) -> None:
-    """Raise UserError if any of `paths` exists and `overwrite` is off, or a file stands where their folder should."""
+    """Raise UserError if any of `paths` exists and `overwrite` is off, or if the parent of one is a file."""
     for folder in sorted({path.parent for path in paths}):
         if folder.exists() and not folder.is_dir():
             raise UserError(f"{folder}: is a file; expected a folder")
@@ -67,15 +54,15 @@ def refuse_existing(paths: Sequence[Path], overwrite: bool) -> None:
         raise UserError(f"{names}: already there; give --overwrite to replace, or write elsewhere")
 
 
-def refuse_replacing(paths: Iterable[Path], final: str | Path, owned: Sequence[str]) -> None:
-    """Raise UserError if one of `paths`, which the user still needs, is in `final` and would go with its owned entries.
+def refuse_replacing(inputs: Iterable[Path], final: str | Path, owned: Sequence[str]) -> None:
+    """Raise UserError if one of `inputs` lies in an entry of the folder `final` that this run would replace.
 
-    `owned`: names of entries of `final`.
+    `owned`: names of the entries of `final` that the run replaces.
     """
     final = Path(final).resolve()
-    for path in paths:
-        place = path.resolve()
-        if place.is_relative_to(final) and place != final and place.relative_to(final).parts[0] in owned:
+    for path in inputs:
+        resolved = path.resolve()
+        if resolved.is_relative_to(final) and resolved != final and resolved.relative_to(final).parts[0] in owned:
             raise UserError(f"{path}: this run reads it and would replace it; give another --output_dir than {final}")
 
 
@@ -83,49 +70,36 @@ def refuse_replacing(paths: Iterable[Path], final: str | Path, owned: Sequence[s
 def staged_folder(final: str | Path, owned: Sequence[str], overwrite: bool) -> Iterator[Path]:
     """Yield an empty staging folder inside `final`; on success its entries become `final`'s.
 
-    `owned` are glob patterns of the top-level entries that this kind of output consists of. A folder that
-    holds anything is refused without `overwrite`; with it, only owned entries are replaced, and only once the
-    new ones are complete. On any error, Ctrl-C included, the staging folder goes and `final` is as before.
+    `owned` are glob patterns of the top-level entries that this kind of output consists of. A folder that is not empty
+    is refused without `overwrite`; with it, only owned entries are replaced, and only once the new ones are complete.
+    On any error, Ctrl-C included, the staging folder is removed and `final` is left as it was.
     """
     final = Path(final)
     if final.exists() and not final.is_dir():
         raise UserError(f"{final}: is a file; expected a folder, new or empty")
     if final.is_dir():
-        found = sorted(entry.name for entry in final.iterdir() if not entry.name.startswith(STAGING_PREFIX))
-        if found and not overwrite:
-            raise UserError(f"{final}: not empty ({len(found)} entries, e.g. {found[0]}); "
+        entries = sorted(entry.name for entry in final.iterdir() if not entry.name.startswith(STAGING_PREFIX))
+        if entries and not overwrite:
+            raise UserError(f"{final}: not empty ({len(entries)} entries, e.g. {entries[0]}); "
                             "give --overwrite to replace what this script wrote, or another folder")
-    staging, replaced, made = None, None, []
+    new_folders = [folder for folder in (final, *final.parents) if not folder.exists()]  # innermost first
+    staging, replaced = final / _temporary_name(), final / _temporary_name()
     try:
-        with HeldBack():
-            staging = _claim_folder(final, made)
+        final.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(final)
+        staging.mkdir()
         yield staging
-        with HeldBack():
-            replaced = _claim_folder(final, [])
-            _swap(staging, final, owned, replaced)
-            staging.rmdir()
-            del _unfinished[staging]
+        replaced.mkdir()
+        _swap(staging, final, owned, replaced)
+        shutil.rmtree(replaced, ignore_errors=True)  # the old output: this may take a while
+        staging.rmdir()
     except BaseException:
-        with HeldBack():
-            for folder in (staging, replaced):
-                if folder in _unfinished:
-                    shutil.rmtree(folder, ignore_errors=True)
-            _remove_empty(made)
+        for folder in (staging, replaced):
+            shutil.rmtree(folder, ignore_errors=True)
+        for folder in new_folders:
+            with suppress(OSError):  # not empty: another process writes there too
+                folder.rmdir()
         raise
-    shutil.rmtree(replaced, ignore_errors=True)  # the old output; may take a while
-    del _unfinished[replaced]
-
-
-def _claim_folder(final: Path, made: list[Path]) -> Path:
-    """A new staging folder in `final`, which is made if need be; `made` gets the folders that were new."""
-    made += _make_folders(final)
-    try:
-        staging = Path(tempfile.mkdtemp(prefix=STAGING_PREFIX, dir=final))
-    except OSError:
-        _remove_empty(made)
-        raise
-    _unfinished[staging] = made
-    return staging
 
 
 def _swap(staging: Path, final: Path, owned: Sequence[str], replaced: Path) -> None:
@@ -133,47 +107,52 @@ def _swap(staging: Path, final: Path, owned: Sequence[str], replaced: Path) -> N
 
     On any error everything is put back.
     """
+    old = {entry for pattern in owned for entry in final.glob(pattern) if not entry.name.startswith(STAGING_PREFIX)}
     moves = []
     try:
-        old = {entry for pattern in owned for entry in final.glob(pattern) if not entry.name.startswith(STAGING_PREFIX)}
-        for before, after in [*((entry, replaced / entry.name) for entry in sorted(old)),
-                              *((entry, final / entry.name) for entry in sorted(staging.iterdir()))]:
-            before.replace(after)
-            moves.append((before, after))
+        for source, target in [*((entry, replaced / entry.name) for entry in sorted(old)),
+                               *((entry, final / entry.name) for entry in sorted(staging.iterdir()))]:
+            moves.append((source, target))
+            source.replace(target)
     except BaseException:
-        for before, after in reversed(moves):
-            after.replace(before)
+        for source, target in reversed(moves):
+            if not os.path.lexists(source):  # the last move may not have happened
+                target.replace(source)
         raise
 
 
-@atexit.register
-def _remove_unfinished() -> None:
-    with HeldBack():
-        for path, made in _unfinished.items():
-            if path.is_dir():
-                shutil.rmtree(path, ignore_errors=True)
-            with suppress(OSError):
-                path.unlink(missing_ok=True)
-            with suppress(OSError):
-                _remove_empty(made)
+def remove_leftovers(folder: Path) -> None:
+    """Remove the temporary files and folders in `folder` whose process has ended. Looks once per folder and process.
+
+    Kept are those of running processes, those that another machine made (`folder` may be shared) and the partial
+    download of SAM's weights, which carries no process id. A process id in use again by another program only puts the
+    removal off.
+    """
+    folder = folder.absolute()
+    if folder in _swept:
+        return
+    _swept.add(folder)
+    pattern = re.compile(re.escape(f"{STAGING_PREFIX}{_machine()}-") + r"(\d{1,9})-[0-9a-f]{8}(\.|$)")
+    leftovers = []
+    with suppress(OSError), os.scandir(folder) as entries:
+        leftovers = [entry for entry in entries
+                     if (match := pattern.match(entry.name)) and not psutil.pid_exists(int(match[1]))]
+    for entry in leftovers:
+        if entry.is_dir(follow_symlinks=False):
+            shutil.rmtree(entry.path, ignore_errors=True)
+        else:
+            with suppress(OSError):  # another process may have removed it meanwhile
+                Path(entry.path).unlink()
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_unfinished.clear)  # they are the parent's
+def _temporary_name(suffix: str = "") -> str:
+    return f"{STAGING_PREFIX}{_machine()}-{os.getpid()}-{secrets.token_hex(4)}{suffix}"
 
 
-def _make_folders(path: Path) -> list[Path]:
-    """Create `path` and its parents; return the ones that were new, innermost first."""
-    new = []
-    while not path.exists():
-        new.append(path)
-        path = path.parent
-    if new:
-        new[0].mkdir(parents=True)
-    return new
-
-
-def _remove_empty(folders: Sequence[Path]) -> None:
-    for folder in folders:
-        if folder.is_dir() and not any(folder.iterdir()):
-            folder.rmdir()
+@cache
+def _machine() -> str:
+    """Names what a process id belongs to: the host and, on Linux, the container (its namespace of process ids)."""
+    host = re.sub(r"[^A-Za-z0-9.]", "_", socket.gethostname())[:60]
+    with suppress(OSError):
+        return f"{host}.{Path('/proc/self/ns/pid').stat().st_ino}"
+    return host

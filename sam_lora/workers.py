@@ -2,80 +2,117 @@
 
 import ctypes
 import multiprocessing
+import os
 import signal
 import sys
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 
 from sam_lora.errors import UserError
-from sam_lora.interrupts import HeldBack
 
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
-ITEMS_PER_WORKER = 8  # starting a process takes as long as about so many pictures
-THREADS = 4           # PNG and JPEG coding and resizing let go of Python's lock
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # from glibc's malloc.h
+ITEMS_PER_WORKER = 8  # starting a process takes about as long as converting this many photos
+THREADS = 4           # PNG and JPEG coding and resizing release Python's lock
 
 
 def map_in_threads(function: Callable, items: Iterable, threads: int = THREADS) -> Iterator:
-    """`function(item)` for each item, in their order, by a few threads; no more than a few results wait in memory."""
-    pool, waiting = ThreadPoolExecutor(threads), deque()
+    """`function(item)` for each item, in order, in a few threads; only a few results wait in memory.
+
+    Giving up (an error, Ctrl-C, closing the iterator) waits for the calls that have begun.
+    """
+    pool, pending = ThreadPoolExecutor(threads), deque()
     try:
         for item in items:
-            waiting.append(pool.submit(function, item))
-            if len(waiting) > 2 * threads:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
+            pending.append(pool.submit(function, item))
+            if len(pending) > 2 * threads:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
     finally:
         _shut_down(pool)
 
 
-def map_in_order(function: Callable, items: Sequence, num_workers: int, what: str) -> Iterator:
-    """`function(item)` for each item, in their order. Few items, or `num_workers` 0 or 1: in this process.
+def map_in_order(function: Callable, items: Sequence, num_workers: int, description: str) -> Iterator:
+    """`function(item)` for each item, in order, in processes. Few items, or `num_workers` 0 or 1: in this process.
 
-    `what` names the items on the progress bar. `function` must pickle. Close the iterator (contextlib.closing) where
-    its end may not be reached: the processes end with it. Raises UserError if a process dies.
+    `description` labels the progress bar. `function` must pickle. Wrap the iterator in contextlib.closing where it may
+    not be exhausted: closing it ends the processes. Raises UserError if a process dies.
     """
     from tqdm import tqdm
     num_workers = min(num_workers, len(items) // ITEMS_PER_WORKER)
     if num_workers <= 1:
-        yield from tqdm(map(function, items), total=len(items), desc=what, unit="", disable=None)
+        yield from tqdm(map(function, items), total=len(items), desc=description, unit="", disable=None)
         return
-    # spawn everywhere: a forked process may inherit a lock that a thread of OpenCV holds
+    # spawn on every system: a forked process may inherit a lock that a thread of OpenCV holds
     pool = ProcessPoolExecutor(num_workers, multiprocessing.get_context("spawn"), initializer=_start_worker)
     try:
-        with HeldBack():  # what is started here inherits it, so that no starting process answers Ctrl-C
-            results = pool.map(function, items, chunksize=4)
-        yield from tqdm(results, total=len(items), desc=what, unit="", disable=None)
+        with _ctrl_c_blocked():
+            results = pool.map(function, items, chunksize=4)  # starts the processes
+        yield from tqdm(results, total=len(items), desc=description, unit="", disable=None)
     except BrokenProcessPool as error:
-        raise UserError("a worker process died, most likely for want of memory; give a smaller --num_workers, "
-                        "0 for none") from error
+        raise UserError("a worker process died, most likely because memory ran out; give a smaller --num_workers, "
+                        "or 0 for none") from error
     finally:
         _shut_down(pool)
 
 
 def _shut_down(pool: Executor) -> None:
-    """Drop what has not begun and wait for the rest.
+    """Drop the calls that have not begun and wait for the rest. Ctrl-C, often the second one, is answered after that.
 
-    A Ctrl-C in the middle of that would let Python (3.11) take threads that still run for ended ones, write on into
-    folders that are being removed, and wait for processes that nobody ends.
+    Interrupted while it waits, Python (3.11) takes running threads for ended ones and never returns at exit.
     """
-    with HeldBack():
+    pressed = []
+    main_thread = threading.current_thread() is threading.main_thread()
+    answers_ctrl_c = main_thread and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if answers_ctrl_c:
+        signal.signal(signal.SIGINT, lambda number, frame: pressed.append(number))
+    try:
         pool.shutdown(wait=True, cancel_futures=True)
+    finally:
+        if answers_ctrl_c:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+    if pressed:
+        raise KeyboardInterrupt
+
+
+@contextmanager
+def _ctrl_c_blocked() -> Iterator[None]:
+    """Processes started in the block inherit that Ctrl-C is blocked, so one that is just starting prints no traceback.
+
+    Does nothing on Windows. Other threads still receive the signal, so this process answers it as ever.
+    """
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    try:
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _start_worker() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent to answer
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     import cv2
     cv2.setNumThreads(1)
     keep_freed_memory()
 
 
+def _end_with_parent() -> None:
+    """After a `kill -9` of the parent, do not wait for work for ever."""
+    multiprocessing.parent_process().join()
+    os._exit(1)
+
+
 def keep_freed_memory() -> None:
-    """Let glibc keep freed pictures' memory for the next: giving it back and faulting it in anew is a quarter of the
-    converters' processor time, and half of what a panel of step 5 takes. Does nothing with another C library."""
+    """Let glibc keep the memory of freed images for the next ones. Returning it to the system and getting it back takes
+    a quarter of the converters' processor time and half of a panel's in step 5. Does nothing with other C libraries."""
     if sys.platform != "linux":
         return
     with suppress(OSError, AttributeError):

@@ -1,11 +1,19 @@
-"""Fixtures that several tests share: a small set of crops with its tables, SAM weights, a checkpoint."""
+"""What several test files share: where temporary files go, running scripts, a small set of crops with its tables, SAM
+weights, a checkpoint."""
 
 import os
+import shutil
 import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
+import new_paths
 import numpy as np
 import pytest
 
@@ -15,8 +23,91 @@ cv2.setNumThreads(1)
 # A shell's `&` hands Ctrl-C on ignored, and so it would be for the processes whose Ctrl-C is tested.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
+ROOT = Path(__file__).resolve().parents[1]
+WATCH = ROOT / "tests" / "watch"
+# A socket's path has 103 bytes at most on macOS, 107 on Linux; multiprocessing adds /pymp-xxxxxxxx/listener-xxxxxxxx.
+LONGEST_TEMPORARY_FOLDER = 70
+PATIENCE = 120  # seconds for something that must come; no test passes or fails by how soon it does
 TRAIN_ROWS, VAL_ROWS, TEST_ROWS = 6, 4, 6
 
+
+# ---- everything temporary lives below pytest's own folder -------------------------------------------------
+
+@pytest.hookimpl(trylast=True)  # after pytest's own, which settles its folder
+def pytest_configure(config: pytest.Config) -> None:
+    """Point this process and all that it starts (pytest-xdist's workers too) to pytest's own folder."""
+    if not is_xdist_worker(config):
+        base = config._tmp_path_factory.getbasetemp().resolve()
+        temporary, caches = base / "t", base / "caches"
+        temporary.mkdir()
+        caches.mkdir()
+        os.environ[new_paths.ALLOWED_FOLDER] = str(base)
+        if os.name != "nt" and len(os.fsencode(temporary)) > LONGEST_TEMPORARY_FOLDER:
+            short = Path(tempfile.mkdtemp(prefix="sam-lora-"))
+            config.add_cleanup(lambda: shutil.rmtree(short))
+            (short / "t").symlink_to(temporary)
+            temporary = short / "t"
+        for variable in ("TMPDIR", "TEMP", "TMP"):
+            os.environ[variable] = str(temporary)
+        tempfile.tempdir = None  # look at these variables again
+        for variable in ("XDG_CACHE_HOME", "MPLCONFIGDIR", "TORCHINDUCTOR_CACHE_DIR"):
+            os.environ[variable] = str(caches)
+        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(WATCH), os.environ.get("PYTHONPATH")]))
+    new_paths.watch()
+
+
+@pytest.hookimpl(trylast=True)  # after pytest-xdist's own, which waits for its workers to end
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    if not is_xdist_worker(session.config) and new_paths.left_behind(allowed_folder()):
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    for path, test in new_paths.left_behind(allowed_folder()).items():
+        terminalreporter.write_line(f"LEFT BEHIND {path}, outside {allowed_folder()}, by {test}", red=True)
+
+
+def is_xdist_worker(config: pytest.Config) -> bool:
+    return hasattr(config, "workerinput")
+
+
+def allowed_folder() -> Path:
+    return Path(os.environ[new_paths.ALLOWED_FOLDER])
+
+
+# ---- helpers ----------------------------------------------------------------------------------------------
+
+def files_below(folder: Path) -> set[str]:
+    """The files in `folder` and its subfolders, as relative POSIX paths."""
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+
+
+def run_python(*arguments: object, cwd: Path = ROOT, env: Mapping[str, str] | None = None
+               ) -> subprocess.CompletedProcess[str]:
+    """Run a Python of its own to its end, e.g. run_python("-c", code); `env` is added to this process's environment."""
+    return subprocess.run([sys.executable, *map(str, arguments)], cwd=cwd, env={**os.environ, **(env or {})},
+                          capture_output=True, text=True)
+
+
+def run_script(name: str, *flags: object, cwd: Path = ROOT, env: Mapping[str, str] | None = None
+               ) -> subprocess.CompletedProcess[str]:
+    """Run a script of the repository to its end as a user would, e.g. run_script("train.py", "--resume")."""
+    return run_python(ROOT / name, *flags, cwd=cwd, env=env)
+
+
+def wait_until(fact: Callable[[], object], process: subprocess.Popen) -> None:
+    """Return once `fact()` is true, e.g. that a file is there; fail if `process` ends first or after PATIENCE."""
+    deadline = time.monotonic() + PATIENCE
+    while True:
+        ended = process.poll() is not None  # before the look, which may come true just before the end
+        if fact():
+            return
+        assert not ended, f"the process ended with {process.returncode} before what was waited for"
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+# ---- crops, weights, a checkpoint -------------------------------------------------------------------------
 
 @dataclass(frozen=True)
 class Crops:
@@ -26,14 +117,6 @@ class Crops:
     train_csv: Path
     val_csv: Path
     test_csv: Path
-
-
-@pytest.fixture(autouse=True)
-def ctrl_c_works():
-    """A script ends with Ctrl-C switched off, and some tests run one in this process."""
-    before = signal.getsignal(signal.SIGINT)
-    yield
-    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture

@@ -1,18 +1,19 @@
 import os
-import random
+import shutil
 import signal
 import stat
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
+from conftest import PATIENCE, ROOT, files_below, run_python
 
+from sam_lora import files
 from sam_lora.errors import UserError
 from sam_lora.files import STAGING_PREFIX, atomic_path, refuse_existing, refuse_replacing, staged_folder
 
-ROOT = Path(__file__).parents[1]
+posix_signals = pytest.mark.skipif(os.name == "nt", reason="signals are POSIX")
 
 
 def tree(folder):
@@ -178,7 +179,7 @@ def test_a_pattern_for_everything_spares_the_staging_folder(tmp_path):
     assert tree(tmp_path / "out") == NEW
 
 
-def test_what_a_killed_run_left_does_not_count_as_content(tmp_path):
+def test_what_another_run_is_writing_does_not_count_as_content(tmp_path):
     (tmp_path / "out" / f"{STAGING_PREFIX}xyz").mkdir(parents=True)
     with staged_folder(tmp_path / "out", OWNED, overwrite=False) as staging:
         fill(staging)
@@ -211,78 +212,197 @@ def test_a_folder_that_cannot_be_made_leaves_no_parents(tmp_path):
     assert tree(tmp_path) == {"file": "x"}
 
 
-# ---- Ctrl-C -------------------------------------------------------------------------------------------------
+# ---- what killed runs leave ------------------------------------------------------------------------------------
 
-WRITE_FOREVER = """
-import sys
+DEAD_PID = 999_999_999  # larger than a system hands out
+
+
+@pytest.fixture
+def as_in_a_new_process(monkeypatch):
+    """This process has not looked for leftovers in any folder yet."""
+    monkeypatch.setattr(files, "_swept", set())
+
+
+def leftover(folder, pid=DEAD_PID, machine=None, suffix="", content=None):
+    """A temporary entry as files.py names it; a folder if it has neither suffix nor content."""
+    name = f"{STAGING_PREFIX}{machine or files._machine()}-{pid}-0123abcd{suffix}"
+    if content is None:
+        (folder / name / "inner").mkdir(parents=True)
+        (folder / name / "inner" / "a.png").write_text("half")
+    else:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(content)
+    return name
+
+
+def write_a_file(folder):
+    with atomic_path(folder / "t.csv") as temporary:
+        temporary.write_text("whole")
+
+
+def write_a_folder(folder):
+    with staged_folder(folder, OWNED, overwrite=True) as staging:
+        fill(staging)
+
+
+@pytest.mark.parametrize("write", [write_a_file, write_a_folder])
+def test_leftovers_of_processes_that_ended_are_removed(tmp_path, as_in_a_new_process, write):
+    write(tmp_path / "expected")
+    leftover(tmp_path / "out")
+    leftover(tmp_path / "out", suffix=".csv", content="half")
+    write(tmp_path / "out")
+    assert tree(tmp_path / "out") == tree(tmp_path / "expected")
+
+
+@pytest.mark.parametrize("write", [write_a_file, write_a_folder])
+def test_what_is_not_known_to_be_a_leftover_stays(tmp_path, as_in_a_new_process, write):
+    out = tmp_path / "out"
+    kept = {leftover(out, os.getppid()), leftover(out, os.getpid(), suffix=".csv", content="half"),
+            leftover(out, machine="elsewhere.1", suffix=".csv", content="half"),
+            leftover(out, machine=f"{files._machine()}-b")}
+    for name in (f"{STAGING_PREFIX}sam_vit_b_01ec64.pth", f"{STAGING_PREFIX}x1y2z3", f"x{STAGING_PREFIX}"):
+        (out / name).write_text("part")
+        kept.add(name)
+    write(out)
+    assert kept <= {path.name for path in out.iterdir()}
+
+
+def test_a_link_of_such_a_name_is_removed_not_followed(tmp_path, as_in_a_new_process):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "precious.txt").write_text("mine")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / f"{STAGING_PREFIX}{files._machine()}-{DEAD_PID}-0123abcd").symlink_to(tmp_path / "elsewhere")
+    write_a_folder(tmp_path / "out")
+    assert tree(tmp_path / "out") == NEW
+    assert tree(tmp_path / "elsewhere") == {"precious.txt": "mine"}
+
+
+def test_a_folder_is_searched_once(tmp_path, as_in_a_new_process):
+    """A search of 100,000 files before each of 100,000 writes would take hours."""
+    write_a_file(tmp_path)
+    name = leftover(tmp_path, suffix=".csv", content="half")
+    write_a_file(tmp_path)
+    assert files_below(tmp_path) == {"t.csv", name}
+
+
+def test_leftovers_that_disappear_meanwhile(tmp_path, as_in_a_new_process, monkeypatch):
+    """Another run removes them at the same time."""
+    names = {leftover(tmp_path), leftover(tmp_path, suffix=".csv", content="half")}
+
+    def look_up(pid):
+        for name in names:
+            shutil.rmtree(tmp_path / name, ignore_errors=True)
+            (tmp_path / name).unlink(missing_ok=True)
+        return False
+
+    monkeypatch.setattr(files.psutil, "pid_exists", look_up)
+    files.remove_leftovers(tmp_path)
+    assert not any(tmp_path.iterdir())
+
+
+# ---- Ctrl-C and kill -----------------------------------------------------------------------------------------------
+
+WRITE = """
+import sys, time
 from pathlib import Path
-from sam_lora import cli
-from sam_lora.files import atomic_path, staged_folder
+from sam_lora import cli, files
 
-def main(args):
+def pause(point):
+    if point == args.point:
+        print(point, flush=True)
+        time.sleep(3600)
+
+def main(_):
     folder = Path(args.folder)
-    print("started", flush=True)
-    for number in range(10 ** 9):
-        with atomic_path(folder / "file.txt") as temporary:
-            temporary.write_text(str(number))
-        with staged_folder(folder / "deep" / f"out{number % 2}", ("*",), overwrite=True) as staging:
-            (staging / "inner").mkdir()
-            with atomic_path(staging / "inner" / "file.txt") as temporary:
-                temporary.write_text(str(number))
+    with files.atomic_path(folder / "file.txt") as temporary:
+        temporary.write_text("ne")
+        pause("in a file")
+        temporary.write_text("new")
+    with files.staged_folder(folder / "deep" / "out", ("*",), overwrite=True) as staging:
+        (staging / "inner").mkdir()
+        with files.atomic_path(staging / "inner" / "file.txt") as temporary:
+            temporary.write_text("ne")
+            pause("in a folder")
+            temporary.write_text("new")
 
+def rename(source, target):
+    global renamed
+    done = rename_path(source, target)
+    renamed += target.parent.name == "out" or source.parent.name == "out"
+    pause(f"after rename {renamed} of a folder's entries")
+    return done
+
+renamed, rename_path, Path.replace = 0, Path.replace, rename
 parser = cli.make_parser("x")
 parser.prog = "x.py"
 parser.add_argument("folder")
+parser.add_argument("point")
+args = parser.parse_args()
 cli.run(main, parser)
 """
 
-
-@pytest.mark.skipif(os.name == "nt", reason="signals are POSIX")
-@pytest.mark.parametrize("most", [pytest.param(1, id="once"), pytest.param(4, id="up to four times")])
-def test_ctrl_c_at_any_moment_leaves_nothing_half_written(tmp_path, most):
-    moments = random.Random(most)
-    for number in range(40):
-        folder = tmp_path / str(number)
-        folder.mkdir()
-        process = subprocess.Popen([sys.executable, "-c", WRITE_FOREVER, str(folder)], cwd=ROOT, text=True,
-                                   stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-        process.stdout.readline()
-        time.sleep(moments.uniform(0, 0.03))
-        process.send_signal(signal.SIGINT)
-        for _ in range(moments.randrange(most)):
-            time.sleep(moments.uniform(0, 0.003))
-            process.send_signal(signal.SIGINT)
-        said = process.communicate(timeout=60)[1]
-        assert (process.returncode, said) == (130, "x.py: stopped by Ctrl-C; nothing half-written was left\n")
-        names = set(tree(folder))
-        whole = {f"deep/out{i}/{name}" for i in (0, 1) for name in ("", "inner/", "inner/file.txt")}
-        assert names <= {"file.txt", "deep/"} | whole
-        for out in ("deep/out0/", "deep/out1/"):  # all of a folder, or not even the folder
-            assert len([name for name in names if name.startswith(out)]) in (0, 3)
-        assert all(content.isdigit() for content in tree(folder).values() if content is not None)
+POINTS = ("in a file", "in a folder", "after rename 1 of a folder's entries", "after rename 2 of a folder's entries")
 
 
-def test_what_an_interrupt_kept_from_being_removed_goes_at_the_end(tmp_path):
-    """A context that never ends, as when a second Ctrl-C comes while the first is cleaned up after."""
-    code = ("import sys; from pathlib import Path; from sam_lora.files import atomic_path, staged_folder\n"
-            "folder = Path(sys.argv[1])\n"
-            "contexts = [atomic_path(folder / 'a.txt'), staged_folder(folder / 'deep' / 'out', ('*',), False)]\n"
-            "entered = [context.__enter__() for context in contexts]\n"
-            "entered[0].write_text('half'); (entered[1] / 'b.txt').write_text('half')\n"
-            "sys.modules['kept'] = contexts\n"
-            "print(len(list(folder.rglob('.partial-*'))))")
-    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, capture_output=True, text=True)
-    assert (done.stdout, done.stderr, done.returncode) == ("2\n", "", 0)
-    assert tree(tmp_path) == {}
+def interrupted(folder, point, number):
+    """Run WRITE, which replaces a file and then a folder, up to `point`; signal it; return its exit code and errors."""
+    with subprocess.Popen([sys.executable, "-c", WRITE, str(folder), point], cwd=ROOT, text=True,
+                          stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout.readline() == f"{point}\n"
+        process.send_signal(number)
+        return process.wait(PATIENCE), process.stderr.read()
+
+
+def earlier_output(folder):
+    (folder / "deep" / "out" / "older").mkdir(parents=True)
+    (folder / "deep" / "out" / "older" / "file.txt").write_text("old")
+    (folder / "file.txt").write_text("old")
+
+
+NEW_OUTPUT = {"file.txt": "new", "deep/": None, "deep/out/": None, "deep/out/inner/": None,
+              "deep/out/inner/file.txt": "new"}
+
+
+@posix_signals
+@pytest.mark.parametrize("point", POINTS)
+def test_ctrl_c_leaves_what_was_there_before(tmp_path, point):
+    earlier_output(tmp_path)
+    before = tree(tmp_path)
+    assert interrupted(tmp_path, point, signal.SIGINT) == (
+        130, "x.py: stopped by Ctrl-C; nothing half-written was left\n")
+    assert tree(tmp_path) == before | ({} if point == "in a file" else {"file.txt": "new"})
+
+
+@posix_signals
+@pytest.mark.parametrize("point", POINTS[:2])
+def test_ctrl_c_leaves_nothing_where_nothing_was(tmp_path, point):
+    assert interrupted(tmp_path, point, signal.SIGINT)[0] == 130
+    assert tree(tmp_path) == ({} if point == "in a file" else {"file.txt": "new"})
+
+
+@posix_signals
+@pytest.mark.parametrize("point", POINTS)
+def test_what_a_kill_leaves_goes_with_the_next_run(tmp_path, point):
+    earlier_output(tmp_path)
+    assert interrupted(tmp_path, point, signal.SIGKILL)[0] == -signal.SIGKILL
+    assert list(tmp_path.rglob(f"{STAGING_PREFIX}*"))
+    final = {path: content for path, content in tree(tmp_path).items() if STAGING_PREFIX not in path}
+    assert set(final.values()) <= {None, "old", "new"}  # whole or absent
+    done = run_python("-c", WRITE, tmp_path, "nowhere")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert tree(tmp_path) == NEW_OUTPUT
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="nothing forks here")
 def test_a_forked_process_leaves_its_parents_files_alone(tmp_path):
     code = ("import os, sys; from pathlib import Path; from sam_lora.files import atomic_path\n"
-            "with atomic_path(Path(sys.argv[1])) as temporary:\n"
+            "final = Path(sys.argv[1])\n"
+            "with atomic_path(final) as temporary:\n"
             "    temporary.write_text('whole')\n"
             "    if not (child := os.fork()):\n"
-            "        sys.modules['kept'] = temporary; import atexit; atexit._run_exitfuncs(); os._exit(0)\n"
+            "        with atomic_path(final.with_name('b.txt')) as other: other.write_text('whole')\n"
+            "        import atexit; atexit._run_exitfuncs(); os._exit(0)\n"
             "    os.waitpid(child, 0)\n")
-    subprocess.run([sys.executable, "-c", code, str(tmp_path / "a.txt")], cwd=ROOT, check=True)
-    assert tree(tmp_path) == {"a.txt": "whole"}
+    done = run_python("-c", code, tmp_path / "a.txt")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert tree(tmp_path) == {"a.txt": "whole", "b.txt": "whole"}

@@ -1,0 +1,54 @@
+"""What is tracked by git: nothing large, nothing that the project did not mean to keep."""
+
+import subprocess
+from pathlib import PurePosixPath
+
+import pytest
+from conftest import ROOT
+
+LARGEST = 300_000  # bytes
+LARGE_FILES = {"sam_lora/weights/sam_vit_mini.pth"}
+
+TOP_LEVEL_NAMES = {"LICENSE", "Makefile", "README.md", "pyproject.toml", ".gitignore"}
+TOP_LEVEL_PATTERNS = ("*.py", "requirements*.txt")
+
+
+def git(*arguments: str) -> list[str]:
+    """The NUL-separated output of a git command in this checkout; skips the test where there is none."""
+    try:
+        done = subprocess.run(["git", *arguments, "-z"], cwd=ROOT, capture_output=True, text=True)
+    except FileNotFoundError:
+        pytest.skip("git is not installed")
+    if done.returncode:
+        pytest.skip(f"not a git checkout: {done.stderr.strip()}")
+    return [name for name in done.stdout.split("\0") if name]
+
+
+@pytest.fixture(scope="module")
+def tracked() -> list[str]:
+    """Tracked files, as POSIX paths below the repository's root."""
+    names = git("ls-files")
+    if "README.md" not in names:
+        pytest.skip(f"{ROOT} is not a git checkout of its own")
+    return [name for name in names if (ROOT / name).is_file()]
+
+
+def test_large_files_are_those_on_the_list(tracked):
+    large = {name for name in tracked if (ROOT / name).stat().st_size > LARGEST}
+    assert large == LARGE_FILES
+
+
+def test_the_top_level_holds_scripts_and_settings_only(tracked):
+    top_level = [PurePosixPath(name) for name in tracked if "/" not in name]
+    assert not [path for path in top_level if path.name not in TOP_LEVEL_NAMES
+                and not any(path.match(pattern) for pattern in TOP_LEVEL_PATTERNS)]
+
+
+def test_no_tracked_file_is_one_that_gitignore_names(tracked):
+    assert git("ls-files", "--cached", "--ignored", "--exclude-per-directory=.gitignore") == []
+
+
+def test_the_licence_is_apache_2():
+    text = (ROOT / "LICENSE").read_text(encoding="utf-8")
+    assert "Apache License" in text.splitlines()[0] and "Version 2.0, January 2004" in text.splitlines()[1]
+    assert "END OF TERMS AND CONDITIONS" in text
