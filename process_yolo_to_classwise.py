@@ -384,7 +384,7 @@ def read_label_file(path: Path, name: str, names: dict[int, str] | None, boxes: 
         try:
             row = parse_label_row(line)
             if row.class_id < 0 or (names is not None and row.class_id not in names):
-                raise RowError("class id without a name")
+                raise RowError("class id that has no name")
             same = (row.class_id, row.is_box, row.polygon.tobytes())
             if same in seen:
                 raise RowError("the same row twice")

@@ -77,6 +77,14 @@ def photo(folder: Path, name: str, objects: list[SourceObject], seed: int = 0, s
     return SourceImage(path, name, more.pop("split", ""), objects, "labels.txt", **more)
 
 
+def large_photo(folder: Path) -> SourceImage:
+    """400 x 300, in tiles of 128 at x 0 90 181 272 and y 0 86 172: a small object, a bar from end to end, a speck."""
+    return photo(folder, "big.png", [
+        SourceObject(1, "small", "a", (rectangle(100, 90, 120, 110),)),
+        SourceObject(2, "bar", "b", (rectangle(5, 95, 395, 107),)),
+        SourceObject(3, "specks", "a", (rectangle(0, 0, 4, 4), rectangle(390, 290, 394, 294)))], 5, (300, 400))
+
+
 def convert(images: list[SourceImage], out: Path, num_workers: int = 0, strict: bool = False,
             **settings) -> tuple[pd.DataFrame, ConversionReport]:
     """`write_class_folders` -> (manifest, report)."""

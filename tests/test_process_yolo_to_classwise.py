@@ -295,8 +295,8 @@ def test_rows_of_a_file(tmp_path: Path):
     assert manifest.source_id.tolist() == ["labels/a.txt:1", "labels/a.txt:6"]
     report = pd.read_csv(out / "conversion_report.csv")
     assert report[["source_id", "reason"]].to_numpy().tolist() == [
-        ["labels/a.txt:3", "the same row twice"], ["labels/a.txt:4", "class id without a name"],
-        ["labels/a.txt:5", "class id without a name"], ["labels/a.txt:7", "something that is not a number"]]
+        ["labels/a.txt:3", "the same row twice"], ["labels/a.txt:4", "class id that has no name"],
+        ["labels/a.txt:5", "class id that has no name"], ["labels/a.txt:7", "something that is not a number"]]
 
 
 # ---- bad input --------------------------------------------------------------------------------------------
@@ -335,7 +335,7 @@ def flat_set(root: Path) -> None:
     pytest.param(lambda root: add(root, "images/a.jpg", "labels/a.txt", "0 .5 .5 .5 .5\n"), ["--class_names", "x"],
                  "nothing to convert.*--boxes rectangle", id="detection labels"),
     pytest.param(lambda root: add(root, "images/a.jpg", "labels/a.txt", f"0 {POLYGON}\n9 {POLYGON}\n"),
-                 ["--class_names", "x", "--strict"], r"labels/a.txt:2: class id without a name", id="strict"),
+                 ["--class_names", "x", "--strict"], r"labels/a.txt:2: class id that has no name", id="strict"),
 ])
 def test_bad_input_is_one_line_and_leaves_nothing(tmp_path: Path, capsys: pytest.CaptureFixture, make, flags: list[str],
                                                   said: str):
@@ -390,7 +390,7 @@ def test_ctrl_c_leaves_nothing(tmp_path: Path, times: int):
 @pytest.mark.parametrize(("folder", "flags", "rows", "crops", "skipped"), [
     pytest.param("crack-yolo", [], 379, 378, {"smaller than --min_size": 1}, id="cracks"),
     pytest.param("mixed-yolo-fixture", [], 66, 2, {"only a box, no outline (--boxes rectangle takes it)": 62,
-                                                   "class id without a name": 2}, id="boxes among polygons"),
+                                                   "class id that has no name": 2}, id="boxes among polygons"),
 ])
 def test_real_data(tmp_path: Path, capsys: pytest.CaptureFixture, folder: str, flags: list[str], rows: int, crops: int,
                    skipped: dict[str, int]):
@@ -413,7 +413,7 @@ def test_real_data(tmp_path: Path, capsys: pytest.CaptureFixture, folder: str, f
                  id="zero area along a diagonal"),
     pytest.param("0 -0.005 0.2 1.009 0.2 1.009 0.6 -0.005 0.6\n", 1, [], "", id="out of the picture by under 1 %"),
     pytest.param("0 -0.3 0.2 1.4 0.2 1.4 0.6 -0.3 0.6\n", 1, [], "was clipped", id="far out of the picture: clipped"),
-    pytest.param(f"0 {POLYGON}\n2 {POLYGON}\n-1 {POLYGON}\n", 1, ["class id without a name"] * 2, "",
+    pytest.param(f"0 {POLYGON}\n2 {POLYGON}\n-1 {POLYGON}\n", 1, ["class id that has no name"] * 2, "",
                  id="class id of no name, and a negative one: never the last name"),
     pytest.param(f"0 {POLYGON}\n0 {POLYGON}\n1 {POLYGON}\n", 2, ["the same row twice"], "", id="duplicate rows"),
     pytest.param("0 0.1 0.1 0.4 0.1 0.4 0.4\n0 0.6 0.6 0.9 0.6 0.9 0.9\n", 2, [], "", id="one row, one object"),

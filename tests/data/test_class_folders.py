@@ -8,15 +8,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from class_folder_builder import OTHER_OUTPUT, convert, files_in, photo, rectangle
+from class_folder_builder import OTHER_OUTPUT, convert, files_in, large_photo, photo, rectangle
 from pycocotools import mask as coco_mask
 
 from sam_lora import contracts
 from sam_lora.data.imaging import load_image, load_mask
-from sam_lora.data.manifest import mask_in_source
 from sam_lora.data.sources import SourceImage, SourceObject
 from sam_lora.errors import UserError
-from sam_lora.tables import read_table
 
 WIDTH, HEIGHT = 90, 60
 
@@ -143,7 +141,7 @@ def test_a_single_split_is_no_split(tmp_path: Path, splits: tuple[str, str], exp
     assert convert(images, tmp_path / "out")[0].source_split.tolist() == expected
 
 
-# ---- squares, tiles, the way back -------------------------------------------------------------------------
+# ---- squares and tiles ------------------------------------------------------------------------------------
 
 CROP_BOX = ["crop_x0", "crop_y0", "crop_x1", "crop_y1"]
 
@@ -155,14 +153,6 @@ def test_square_crops_take_more_context_as_far_as_the_picture_goes(tmp_path: Pat
     manifest, _ = convert([image], tmp_path / "out", square=True, padding=0.1)
     assert manifest[CROP_BOX].to_numpy().tolist() == [[7, 7, 43, 43], [0, 0, 88, 60]]
     assert load_mask(tmp_path / "out" / manifest.mask_path[0]).sum() == 300
-
-
-def large_photo(folder: Path) -> SourceImage:
-    """400 x 300, in tiles of 128 at x 0 90 181 272 and y 0 86 172: a small object, a bar from end to end, a speck."""
-    return photo(folder, "big.png", [
-        SourceObject(1, "small", "a", (rectangle(100, 90, 120, 110),)),
-        SourceObject(2, "bar", "b", (rectangle(5, 95, 395, 107),)),
-        SourceObject(3, "specks", "a", (rectangle(0, 0, 4, 4), rectangle(390, 290, 394, 294)))], 5, (300, 400))
 
 
 def test_tiles(tmp_path: Path):
@@ -184,41 +174,3 @@ def test_tiles(tmp_path: Path):
         "objects: 3 = 2 crops + 1 skipped", "  skipped 1: smaller than --min_size in every tile",
         "  1 of these crops were too large for a tile and became 4 pieces: 5 pairs of image and mask"]
     assert report.classes == {"red disc": 1, "bar": 4}
-
-
-@pytest.mark.parametrize("shape", [
-    pytest.param({"padding": 0.1}, id="crops"), pytest.param({"padding": 0.5}, id="much context"),
-    pytest.param({"padding": 0.0}, id="no context"), pytest.param({"no_crop": True}, id="whole images"),
-    pytest.param({"square": True}, id="squares"), pytest.param({"tile": 128}, id="tiles"),
-    pytest.param({"tile": 1000}, id="one tile"),
-])
-def test_the_way_back_to_the_photo(tmp_path: Path, shape: dict):
-    """Each mask at its place in the photo; the union of an object's pieces is the object, the crop the photo there."""
-    image = large_photo(tmp_path / "in")
-    out = tmp_path / "out"
-    convert([image], out, min_size=5, **shape)
-    manifest = read_table(out / contracts.MANIFEST_FILE, contracts.MANIFEST_COLUMNS, "")  # cells are text
-    truth = {"small": [(100, 90, 120, 110)], "bar": [(5, 95, 395, 107)],
-             "specks": [(0, 0, 4, 4), (390, 290, 394, 294)]}
-    if shape == {"tile": 128}:
-        del truth["specks"]
-    found = {name: np.zeros((300, 400), bool) for name in truth}
-    whole = load_image(image.path)
-    for row in manifest.to_dict("records"):
-        mask, crop = load_mask(out / row["mask_path"]), load_image(out / row["image_path"])
-        back = mask_in_source(mask, row)
-        assert back.shape == (300, 400) and back.dtype == bool and back.sum() == mask.sum() == int(row["mask_area"])
-        assert np.array_equal(whole[back], crop[mask])
-        found[row["source_id"]] |= back
-    for name, rectangles in truth.items():
-        expected = np.zeros((300, 400), bool)
-        for x0, y0, x1, y1 in rectangles:
-            expected[y0:y1, x0:x1] = True
-        assert np.array_equal(found[name], expected), name
-
-
-def test_a_mask_of_another_size_has_no_way_back(tmp_path: Path):
-    manifest, _ = convert([large_photo(tmp_path / "in")], tmp_path / "out")
-    row = manifest.to_dict("records")[0]
-    with pytest.raises(ValueError, match="the crop has 24 x 24 pixels, the mask 24 x 23"):
-        mask_in_source(np.zeros((23, 24), bool), row)
