@@ -4,12 +4,12 @@
     python process_coco_dataset.py --coco_json train/_annotations.coco.json valid/_annotations.coco.json
 
 reads   one or several COCO JSON files   polygons (all parts), RLE in both forms
-        the pictures, in --images_dir    one folder for all files or one for each; default: each file's own folder
+        the photos, in --images_dir      one folder for all files or one for each; default: each file's own folder
 writes  processed_dataset/Class_<id>_<name>/images/<photo>_<n>.png   each object, cropped with some context
         processed_dataset/Class_<id>_<name>/masks/<photo>_<n>.png    its mask, 0 or 255, same name and size
         processed_dataset/instances.csv           where each crop comes from
         processed_dataset/classes.json            folder -> class id and name
-        processed_dataset/conversion_report.csv   every annotation that was skipped, and why
+        processed_dataset/conversion_report.csv   every annotation that was skipped, with the reason
         processed_dataset/preview.jpg             some of the crops with their masks' outlines
 
 The split (train, val, test) is taken from the JSON file's name or folder. Next: Create_csv.py.
@@ -23,27 +23,34 @@ import re
 import unicodedata
 from array import array
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from time import perf_counter
-from typing import TextIO
 from urllib.parse import unquote
 
 from sam_lora import cli
 from sam_lora.data import class_folders
-from sam_lora.data.class_folders import ConversionReport, CropSettings, ObjectClass, SourceImage, SourceObject
+from sam_lora.data.class_folders import CropSettings
+from sam_lora.data.conversion_report import BOX_ONLY, PHOTO_MISSING, PHOTO_UNREADABLE, ConversionReport
+from sam_lora.data.names import class_folder_names, clean_name, merge_same_names, normalise_split, printable
+from sam_lora.data.sources import ObjectClass, SourceImage, SourceObject, source_files
 from sam_lora.errors import UserError
 
 CROWD_EXPORT = 0.9      # CVAT marks every mask drawn by brush or SAM as iscrowd: then the flag means nothing
-ANNOTATION_KEYS = ("id", "image_id", "category_id", "iscrowd", "bbox", "segmentation", "caption", "segments_info")
+KEPT_KEYS = frozenset({"images", "annotations", "categories",
+                       "id", "file_name", "width", "height",                                    # of an image
+                       "image_id", "category_id", "iscrowd", "bbox", "segmentation",            # of an annotation
+                       "caption", "segments_info",                                              # of another kind
+                       "size", "counts",                                                        # of an RLE
+                       "name"})                                                                 # of a category
 FAR = 1e15              # beyond it a coordinate is as good as infinite
 
 CROWD = "iscrowd (--crowd keep takes it)"
-SIZE_DIFFERS = "picture of another shape than width and height in the JSON"
+SIZE_DIFFERS = "photo of another shape than width and height in the JSON"
 PART_DROPPED = "a polygon part was dropped: under three points, an odd count or no finite number"
-SCALED = "a picture's size differs from the JSON's: its annotations were scaled"
-STORED_FRAME = "a picture's annotations are in the frame before its EXIF turn: it was not turned"
+SCALED = "a photo's size differs from the JSON's: its annotations were scaled"
+STORED_FRAME = "a photo's annotations refer to it as stored, before its EXIF rotation: it was not rotated"
 
 
 def get_args_parser() -> argparse.ArgumentParser:
@@ -51,7 +58,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     data = parser.add_argument_group("data")
     data.add_argument("--coco_json", nargs="+", required=True, metavar="FILE", help="COCO instance annotations")
     data.add_argument("--images_dir", nargs="+", metavar="DIR",
-                      help="folder of the pictures: one for all JSON files, or one for each in the same order; "
+                      help="folder of the photos: one for all JSON files, or one for each in the same order; "
                            "default: the folder each JSON file is in")
     data.add_argument("--crowd", choices=("auto", "keep", "skip"), default="auto",
                       help="annotations with iscrowd: auto skips them, unless nearly all masks are RLE with iscrowd, "
@@ -100,17 +107,16 @@ def read_coco_json(path: Path, images_dir: Path) -> CocoFile:
         raise UserError(f"{path}: {'is a folder' if path.is_dir() else 'no such file'}; expected a COCO JSON file")
     if not images_dir.is_dir():
         raise UserError(f"{images_dir}: {'is a file' if images_dir.exists() else 'no such folder'}; expected the "
-                        f"folder of {path}'s pictures; give --images_dir")
-    data = {}
+                        f"folder of {path}'s photos; give --images_dir")
     try:
         with path.open(encoding="utf-8-sig") as file:
-            for key, value in json_entries(file, {"images": _slim_image, "annotations": _slim_annotation}):
-                data[key] = value
+            data = json.load(file, object_hook=slim)
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: broken JSON ({error})") from error
-    if None in data and isinstance(data[None], list):
+    if isinstance(data, list):
         raise UserError(f"{path}: found a list, as COCO result files are; expected an annotation file with images, "
                         "annotations and categories")
+    data = data if isinstance(data, dict) else {}
     keys = ("images", "annotations", "categories")
     missing = [key for key in keys if not isinstance(data.get(key), list)]
     if missing:
@@ -124,117 +130,23 @@ def read_coco_json(path: Path, images_dir: Path) -> CocoFile:
     for category in data["categories"]:
         if isinstance(category, dict) and (key := id_text(category.get("id"))):
             name = category.get("name")
-            categories.setdefault(key, class_folders.clean_name(name) or f"category_{key}")
+            categories.setdefault(key, clean_name(name) or f"category_{key}")
     images = [image for image in data["images"] if isinstance(image, dict)]
     return CocoFile(path, images_dir, split_of(path, images_dir), categories, images, data["annotations"])
 
 
-def json_entries(file: TextIO, slim: Mapping[str, Callable]) -> Iterator[tuple[str | None, object]]:
-    """The entries of a JSON object, one at a time; (None, the value) where the file holds no object.
+def slim(entry: dict) -> dict:
+    """What is needed of a JSON object, its numbers packed: 8 bytes each instead of 32 or more.
 
-    Of a list under a key of `slim`, each element is read and passed through that function by itself, so that a file of
-    any size needs the memory of what the function keeps. Raises ValueError or RecursionError where it is no JSON.
+    The decoder calls this for each object as soon as it is read, so the rest is never in memory all at once.
     """
-    text = _JsonText(file)
-    if text.next_character() != "{":
-        yield None, [] if text.next_character() == "[" else text.value()  # which list, does not matter
-        return
-    for _ in text.items("{", "}"):
-        key = text.value()
-        if not isinstance(key, str):
-            text.fail("a text as key")
-        text.take(":")
-        if key in slim and text.next_character() == "[":
-            yield key, [slim[key](text.value()) for _ in text.items("[", "]")]
-        else:
-            yield key, text.value()
-    text.end()
-
-
-class _JsonText:
-    """JSON text read piece by piece: the standard decoder takes a value at a time from what is there so far."""
-
-    PIECE = 2**20  # characters
-
-    def __init__(self, file: TextIO):
-        self.file = file
-        self.text, self.place, self.behind = "", 0, 0  # `behind`: characters of the file before `text`
-        self.complete = False
-        self.decode = json.JSONDecoder().raw_decode
-
-    def _read(self, size: int) -> None:
-        piece = self.file.read(size)
-        self.complete = not piece
-        self.behind += self.place
-        self.text, self.place = self.text[self.place:] + piece, 0
-
-    def next_character(self) -> str:
-        """The next character that is no white space, left where it is; "" at the end."""
-        while True:
-            self.place = _JSON_SPACE.match(self.text, self.place).end()
-            if self.place < len(self.text) or self.complete:
-                return self.text[self.place:self.place + 1]
-            self._read(self.PIECE)
-
-    def take(self, character: str) -> None:
-        if self.next_character() != character:
-            self.fail(f"{character!r}")
-        self.place += 1
-
-    def items(self, first: str, last: str) -> Iterator[None]:
-        """Stands before each item of a list or object in turn; the caller reads it."""
-        self.take(first)
-        if self.next_character() == last:
-            self.place += 1
-            return
-        while True:
-            yield
-            if self.next_character() == last:
-                self.place += 1
-                return
-            self.take(",")
-
-    def value(self) -> object:
-        self.next_character()
-        while True:
-            try:
-                value, end = self.decode(self.text, self.place)
-                if end + 2 < len(self.text) or self.complete:  # else it may go on: 12 of 123, of 12e+3
-                    self.place = end
-                    return value
-            except json.JSONDecodeError as error:
-                if self.complete:
-                    raise ValueError(f"{error.msg} at character {self.behind + error.pos}") from None
-            self._read(max(self.PIECE, len(self.text) - self.place))
-
-    def end(self) -> None:
-        if self.next_character():
-            self.fail("the end")
-
-    def fail(self, expected: str) -> None:
-        raise ValueError(f"expected {expected} at character {self.behind + self.place}")
-
-
-_JSON_SPACE = re.compile(r"[ \t\n\r]*")
-
-
-def _slim_image(image: object) -> object:
-    return {key: image[key] for key in ("id", "file_name", "width", "height") if key in image} \
-        if isinstance(image, dict) else image
-
-
-def _slim_annotation(annotation: object) -> object:
-    """What is needed of an annotation, its numbers packed: 8 bytes each instead of 32 or more."""
-    if not isinstance(annotation, dict):
-        return annotation
-    kept = {key: annotation[key] for key in ANNOTATION_KEYS if key in annotation}
+    kept = {key: value for key, value in entry.items() if key in KEPT_KEYS}
     outline = kept.get("segmentation")
     if isinstance(outline, list):
         kept["segmentation"] = [_packed(part) for part in outline] if outline and isinstance(outline[0], list) \
             else _packed(outline)
-    elif isinstance(outline, dict):
-        kept["segmentation"] = {key: _packed(outline[key]) if key == "counts" else outline[key]
-                                for key in ("size", "counts") if key in outline}
+    if "counts" in kept:
+        kept["counts"] = _packed(kept["counts"])
     return kept
 
 
@@ -249,18 +161,18 @@ def _packed(values: object) -> object:
 
 
 def split_of(path: Path, images_dir: Path) -> str:
-    """train, val or test, as the JSON file's name says, else its folder's, else the pictures' folder's; "" else."""
+    """train, val or test, by the JSON file's name, else its folder's, else the photos' folder's; else ""."""
     for text in (path.stem, path.resolve().parent.name, images_dir.resolve().name):
-        splits = {class_folders.normalise_split(word) for word in re.findall("[a-z]+", text.lower())} - {""}
+        splits = {normalise_split(word) for word in re.findall("[a-z]+", text.lower())} - {""}
         if splits:
             return splits.pop() if len(splits) == 1 else ""
     return ""
 
 
 def id_text(value: object) -> str:
-    """An id as text, "12" for 12, 12.0 and "12"; "" for what is no id."""
+    """An id as text, "12" for 12, 12.0 and "12"; "" for a value that cannot be an id."""
     if isinstance(value, str):
-        return class_folders.printable(value.strip())
+        return printable(value.strip())
     if isinstance(value, float) and value.is_integer():
         return str(int(value))
     return str(value) if isinstance(value, int) and not isinstance(value, bool) else ""
@@ -297,7 +209,7 @@ def object_classes(uses: Counter, report: ConversionReport) -> dict[str, ObjectC
     ids = defaultdict(set)
     for name, category_id in uses:
         ids[name].add(category_id)
-    wanted = {name: min(found, key=_id_order) for name, found in ids.items()}
+    wanted = {name: min(keys, key=_id_order) for name, keys in ids.items()}
     taken = set(wanted.values())
     free = max((number for key in taken if (number := number_of(key)) is not None), default=0) + 1
     classes, given = {}, set()
@@ -308,7 +220,7 @@ def object_classes(uses: Counter, report: ConversionReport) -> dict[str, ObjectC
         given.add(key)
         number = number_of(key)
         classes[name] = key if number is None else number
-    folders = class_folders.class_folder_names({name: f"{key}_{name}" for name, key in classes.items()})
+    folders = class_folder_names({name: f"{key}_{name}" for name, key in classes.items()})
     return {name: ObjectClass(key, name, folders[name]) for name, key in classes.items()}
 
 
@@ -320,19 +232,19 @@ def _id_order(key: str) -> tuple:
 def note_shared_names(files: Sequence[CocoFile], report: ConversionReport) -> None:
     """One note for each name that two categories of a file share."""
     for file in files:
-        for name, keys in class_folders.merge_same_names(file.categories).items():
+        for name, keys in merge_same_names(file.categories).items():
             if len(keys) > 1:
                 report.notes[f"{file.path}: categories {', '.join(keys)} are all named {name!r}: one class"] += 1
 
 
-# ---- pictures ---------------------------------------------------------------------------------------------
+# ---- photos -----------------------------------------------------------------------------------------------
 
-class Pictures:
-    """The picture files of one folder, found by the file_name of a COCO file."""
+class PhotoFolder:
+    """The photos in one folder, found by the file_name of a COCO file."""
 
     def __init__(self, folder: Path, output_dir: Path, notes: Counter):
         self.folder = folder
-        self.files = class_folders.source_files(folder, output_dir, notes=notes)
+        self.files = source_files(folder, output_dir, notes=notes)
         self.known = set(self.files)
         self.by_name = defaultdict(list)
         for path in self.files:
@@ -340,7 +252,7 @@ class Pictures:
 
     @staticmethod
     def _plain(path: PurePosixPath) -> str:
-        return unicodedata.normalize("NFC", path.name).casefold()  # macOS writes accents as marks of their own
+        return unicodedata.normalize("NFC", path.name).casefold()  # macOS writes accents as separate characters
 
     def find(self, file_name: str) -> PurePosixPath | None:
         """The file below the folder; by its base name where the path is not here (another machine's, a URL, ../).
@@ -355,13 +267,13 @@ class Pictures:
             if len(same) == 1:
                 return same[0]
             if same:
-                raise ValueError("several pictures have that file name")
+                raise ValueError("several photos have that file name")
         return None
 
 
 @dataclass
-class _Photo:
-    """A picture while its annotations are gathered."""
+class Photo:
+    """A photo while its annotations are gathered; otherwise as `SourceImage`."""
     path: Path
     name: str
     split: str
@@ -369,29 +281,33 @@ class _Photo:
     upright: bool
     label_file: str
     objects: list[SourceObject] = field(default_factory=list)
-    annotations: int = 0     # of this picture, the skipped ones too
+    annotations: int = 0     # of this photo, the skipped ones too
+
+
+PhotoOrReason = Photo | str  # the reason why there is none
 
 
 def read_images(files: Sequence[CocoFile], keep_crowd: bool, boxes: bool, report: ConversionReport, output_dir: Path
                 ) -> tuple[list[SourceImage], dict[str, ObjectClass]]:
-    """(every picture found, with its objects; classes by name). Raises UserError where most pictures are missing."""
+    """(every photo found, with its objects; classes by name). Raises UserError where most photos are missing."""
     note_shared_names(files, report)
-    folders = {file.images_dir.resolve(): file.images_dir for file in files}
-    pictures = {key: Pictures(folder, output_dir, report.notes) for key, folder in folders.items()}
+    folders = {key: PhotoFolder(folder, output_dir, report.notes)
+               for key, folder in {file.images_dir.resolve(): file.images_dir for file in files}.items()}
     root = Path(os.path.commonpath([str(key) for key in folders]))
-    photos: dict[tuple[Path, str], _Photo] = {}
+    photos: dict[tuple[Path, str], Photo] = {}
     uses: Counter = Counter()
     missing = unusable = 0
     for file in files:
-        found = _find_photos(file, pictures[file.images_dir.resolve()], root, photos, report)
-        missing += sum(photo == class_folders.IMAGE_MISSING for photo in found.values())
-        unusable += sum(isinstance(photo, str) and photo != class_folders.IMAGE_MISSING for photo in found.values())
-        _add_annotations(file, found, keep_crowd, boxes, uses, report)
+        photo_of_id = _find_photos(file, folders[file.images_dir.resolve()], root, photos, report.notes)
+        reasons = [reason for reason in photo_of_id.values() if isinstance(reason, str)]
+        missing += reasons.count(PHOTO_MISSING)
+        unusable += len(reasons) - reasons.count(PHOTO_MISSING)
+        _add_annotations(file, photo_of_id, keep_crowd, boxes, uses, report)
     listed = {photo.path.resolve() for photo in photos.values()}
-    on_disk = {(folder.folder / path).resolve() for folder in pictures.values() for path in folder.files}
+    on_disk = {(folder.folder / path).resolve() for folder in folders.values() for path in folder.files}
     with_objects = sum(bool(photo.objects) for photo in photos.values())
     background = sum(photo.annotations == 0 for photo in photos.values())
-    report.images = {"with objects": with_objects,
+    report.photos = {"with objects": with_objects,
                      "with skipped annotations only": len(photos) - with_objects - background,
                      "background": background, "missing": missing, "unusable": unusable,
                      "on disk but not used": len(on_disk - listed)}
@@ -400,58 +316,59 @@ def read_images(files: Sequence[CocoFile], keep_crowd: bool, boxes: bool, report
     return images, object_classes(uses, report)
 
 
-def _find_photos(file: CocoFile, pictures: Pictures, root: Path, photos: dict[tuple[Path, str], _Photo],
-                 report: ConversionReport) -> dict[str, "_Photo | str"]:
+def _find_photos(file: CocoFile, folder: PhotoFolder, root: Path, photos: dict[tuple[Path, str], Photo],
+                 notes: Counter) -> dict[str, PhotoOrReason]:
     """{image id: photo, or the reason why there is none}; adds to `photos`. Raises UserError if most are missing."""
-    found: dict[str, _Photo | str] = {}
+    photo_of_id: dict[str, PhotoOrReason] = {}
     file_names: dict[str, object] = {}
     lost = []
     for image in file.images:
         key, file_name = id_text(image.get("id")), image.get("file_name")
-        if key in found:
+        if key in photo_of_id:
             if file_name != file_names[key]:  # which of the two the annotations mean, nobody can tell
-                found[key] = "image id of two different pictures"
+                photo_of_id[key] = "image id of two different photos"
             continue
         file_names[key] = file_name
         try:
-            path = pictures.find(file_name) if isinstance(file_name, str) else None
+            path = folder.find(file_name) if isinstance(file_name, str) else None
             if path is None:
                 lost.append(file_name)
-                raise ValueError(class_folders.IMAGE_MISSING)
-            full = pictures.folder / path
-            frame_wh, upright = picture_frame(full, image.get("width"), image.get("height"), report.notes)
-            name = (pictures.folder.resolve() / path).relative_to(root).as_posix()
-            photo = _Photo(full, name, file.split, frame_wh, upright, str(file.path))
+                raise ValueError(PHOTO_MISSING)
+            full = folder.folder / path
+            frame_wh, upright = photo_frame(full, image.get("width"), image.get("height"), notes)
+            name = (folder.folder.resolve() / path).relative_to(root).as_posix()
+            photo = Photo(full, name, file.split, frame_wh, upright, str(file.path))
             known = photos.setdefault((full.resolve(), file.split), photo)
             if (known.frame_wh, known.upright) != (frame_wh, upright):
-                raise ValueError("picture listed twice with different sizes")
-            found[key] = known
+                raise ValueError("photo listed twice with different sizes")
+            photo_of_id[key] = known
         except ValueError as error:
-            found[key] = str(error)
+            photo_of_id[key] = str(error)
     if len(lost) * 2 > len(file.images):
-        raise UserError(f"{file.path}: {len(lost)} of {len(file.images)} pictures are not in {file.images_dir}, e.g. "
+        raise UserError(f"{file.path}: {len(lost)} of {len(file.images)} photos are not in {file.images_dir}, e.g. "
                         f"{lost[0]}; give their folder with --images_dir")
-    return found
+    return photo_of_id
 
 
-def picture_frame(path: Path, width: object, height: object, notes: Counter
-                  ) -> tuple[tuple[float, float] | None, bool]:
-    """(size of the frame that the annotations are in, None for the picture's own; whether that is the upright picture).
+def photo_frame(path: Path, width: object, height: object, notes: Counter
+                ) -> tuple[tuple[float, float] | None, bool]:
+    """(size of the frame that the annotations are in, None for the photo's own; whether that is the upright photo).
 
-    `width` and `height` as the JSON has them. Raises ValueError, the reason, for a picture of another shape or a
-    broken one.
+    `width` and `height` as the JSON has them. Raises ValueError, the reason, for a photo of another shape or a broken
+    one.
     """
+    from sam_lora.data.geometry import same_aspect
     from sam_lora.data.imaging import ImageError, image_size
     try:
         upright, stored = image_size(path), image_size(path, upright=False)
     except ImageError:
-        raise ValueError(class_folders.IMAGE_BROKEN) from None
+        raise ValueError(PHOTO_UNREADABLE) from None
     if not (_is_number(width) and _is_number(height) and min(width, height) > 0):
         return None, True
     frame_wh = (width, height)
     fits = [size == frame_wh for size in (upright, stored)]
     if not any(fits):
-        fits = [class_folders.same_aspect(frame_wh, size) for size in (upright, stored)]
+        fits = [same_aspect(frame_wh, size) for size in (upright, stored)]
         if not any(fits):
             raise ValueError(SIZE_DIFFERS)
         notes[SCALED] += 1
@@ -463,20 +380,20 @@ def picture_frame(path: Path, width: object, height: object, notes: Counter
 # ---- annotations ------------------------------------------------------------------------------------------
 
 class AnnotationError(ValueError):
-    """Why an annotation is no object."""
+    """Why an annotation is not an object."""
 
 
-def _add_annotations(file: CocoFile, found: dict[str, "_Photo | str"], keep_crowd: bool, boxes: bool, uses: Counter,
-                     report: ConversionReport) -> None:
-    """Give each photo of `found` the objects of one file, and count the class and category of each in `uses`."""
-    for place, annotation in enumerate(file.annotations):
-        report.total += 1
-        source_id = f"annotation at place {place}"
+def _add_annotations(file: CocoFile, photo_of_id: dict[str, PhotoOrReason], keep_crowd: bool, boxes: bool,
+                     uses: Counter, report: ConversionReport) -> None:
+    """Give each photo the objects of one file, and count the class and category of each in `uses`."""
+    for position, annotation in enumerate(file.annotations):
+        report.take()
+        source_id = f"annotation at place {position}"
         try:
             if not isinstance(annotation, dict):
-                raise AnnotationError("no annotation")
+                raise AnnotationError("not an annotation")
             source_id = f"annotation {id_text(annotation.get('id'))}" if id_text(annotation.get("id")) else source_id
-            photo = found.get(id_text(annotation.get("image_id")) or None, "image_id that no image has")
+            photo = photo_of_id.get(id_text(annotation.get("image_id")) or None, "image_id that no image has")
             if isinstance(photo, str):
                 raise AnnotationError(photo)
             photo.annotations += 1
@@ -485,18 +402,25 @@ def _add_annotations(file: CocoFile, found: dict[str, "_Photo | str"], keep_crow
                 raise AnnotationError("category_id that no category has")
             if is_crowd(annotation) and not keep_crowd:
                 raise AnnotationError(CROWD)
-            polygons, rle = parse_segmentation(annotation.get("segmentation"), photo.frame_wh, report.notes)
-            is_rectangle = not polygons and rle is None
-            if is_rectangle:
-                polygons = [box_polygon(annotation.get("bbox"))]
-                if not boxes:
-                    raise AnnotationError(class_folders.BOX_ONLY)
+            polygons, rle, is_rectangle = _outline(annotation, photo.frame_wh, boxes, report.notes)
         except AnnotationError as error:
             report.skip(str(file.path), source_id, str(error))
             continue
         name = file.categories[category]
         uses[name, category] += 1
         photo.objects.append(SourceObject(photo.annotations, source_id, name, polygons, rle, is_rectangle))
+
+
+def _outline(annotation: dict, frame_wh: tuple[float, float] | None, boxes: bool, notes: Counter
+             ) -> tuple[list[list[float]], dict | None, bool]:
+    """(polygons, RLE, whether the outline is only the bbox's); `boxes`: take such. Raises AnnotationError."""
+    polygons, rle = parse_segmentation(annotation.get("segmentation"), frame_wh, notes)
+    if polygons or rle is not None:
+        return polygons, rle, False
+    polygons = [box_polygon(annotation.get("bbox"))]
+    if not boxes:
+        raise AnnotationError(BOX_ONLY)
+    return polygons, None, True
 
 
 def parse_segmentation(segmentation: object, frame_wh: tuple[float, float] | None, notes: Counter

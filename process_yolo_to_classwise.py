@@ -8,10 +8,10 @@ writes  processed_dataset/Class_<name>/images/<photo>_<line>.png   each object, 
         processed_dataset/Class_<name>/masks/<photo>_<line>.png    its mask, 0 or 255, same name and size
         processed_dataset/instances.csv           where each crop comes from
         processed_dataset/classes.json            folder -> class id and name
-        processed_dataset/conversion_report.csv   every label row that was skipped, and why
+        processed_dataset/conversion_report.csv   every label row that was skipped, with the reason
         processed_dataset/preview.jpg             some of the crops with their masks' outlines
 
-A label row is `class x1 y1 x2 y2 x3 y3 ...`, shares of the picture's width and height. Next: Create_yolo_csv.py.
+A label row is `class x1 y1 x2 y2 x3 y3 ...`, fractions of the photo's width and height. Next: Create_yolo_csv.py.
 """
 
 import argparse
@@ -26,18 +26,22 @@ from time import perf_counter
 
 from sam_lora import cli
 from sam_lora.data import class_folders
-from sam_lora.data.class_folders import ConversionReport, CropSettings, ObjectClass, SourceImage, SourceObject
+from sam_lora.data.class_folders import CropSettings
+from sam_lora.data.conversion_report import BOX_ONLY, PHOTO_MISSING, ConversionReport
+from sam_lora.data.names import class_folder_names, clean_name, merge_same_names, normalise_split
+from sam_lora.data.sources import ObjectClass, SourceImage, SourceObject, source_files
 from sam_lora.errors import UserError
 
 YAML_NAMES = ("data.yaml", "data.yml", "dataset.yaml", "dataset.yml")
 CLASSES_TXT = "classes.txt"
-OUT_OF_PICTURE = 0.01      # rounding in exporters; beyond it a row is clipped and noted
+OUT_OF_PHOTO = 0.01      # rounding in exporters; beyond it a row is clipped and noted
 PIXEL_COORDINATE = 1.5
 FAR = 1e15                 # beyond it a coordinate is as good as infinite
 
-CLIPPED = "a polygon reached out of its picture and was clipped"
-NO_NUMBER = "NaN, infinity or something that is no number"
-CONFIDENCE = "a row had an odd count of coordinates; the last number was taken as a confidence and dropped"
+CLIPPED = "a polygon reached beyond its photo and was clipped"
+NO_NUMBER = "NaN, infinity or something that is not a number"
+NO_NUMBER_TEXT = "something that is not a number"
+CONFIDENCE = "a row had an odd number of coordinates; the last was taken for a confidence and dropped"
 
 
 def get_args_parser() -> argparse.ArgumentParser:
@@ -74,9 +78,9 @@ def main(args: argparse.Namespace) -> None:
 def read_data_yaml(root: Path) -> tuple[dict, Path | None]:
     """data.yaml, or the only other .yaml there is: (content, path); ({}, None) without one. Raises UserError."""
     import yaml
-    found = [root / name for name in YAML_NAMES if (root / name).is_file()]
+    usual = [root / name for name in YAML_NAMES if (root / name).is_file()]
     others = sorted(path for path in root.iterdir() if path.suffix.lower() in (".yaml", ".yml") and path.is_file())
-    path = found[0] if found else others[0] if len(others) == 1 else None
+    path = usual[0] if usual else others[0] if len(others) == 1 else None
     if path is None:
         return {}, None
     try:
@@ -100,7 +104,7 @@ def class_names(root: Path, given: Sequence[str] | None, settings: dict, yaml_pa
     None where data.yaml is there but names nothing and counts nothing: then any id is `class_<id>`. Raises UserError.
     """
     if given:
-        return {i: class_folders.clean_name(name) or f"class_{i}" for i, name in enumerate(given)}
+        return {i: clean_name(name) or f"class_{i}" for i, name in enumerate(given)}
     names = settings.get("names")
     if names is not None:
         names = _names_from_yaml(names, yaml_path)
@@ -112,11 +116,11 @@ def class_names(root: Path, given: Sequence[str] | None, settings: dict, yaml_pa
     for folder in (root, root / "labels", root / "train", root / "train" / "labels"):
         if (folder / CLASSES_TXT).is_file():
             text = (folder / CLASSES_TXT).read_text(encoding="utf-8-sig", errors="replace")
-            names = [class_folders.clean_name(line) for line in text.splitlines()]
+            names = [clean_name(line) for line in text.splitlines()]
             while names and not names[-1]:
                 names.pop()
             if not names:
-                raise UserError(f"{folder / CLASSES_TXT}: empty; expected a class name a line, or give --class_names")
+                raise UserError(f"{folder / CLASSES_TXT}: empty; expected one class name a line, or give --class_names")
             return {i: name or f"class_{i}" for i, name in enumerate(names)}
     if yaml_path is None:
         raise UserError(f"{root}: no data.yaml and no {CLASSES_TXT}; give the names in the order of their ids with "
@@ -142,7 +146,7 @@ def _names_from_yaml(names: object, path: Path) -> dict[int, str]:
     unnamed = [name for _, name in pairs if isinstance(name, list | dict)]
     if unnamed:
         raise UserError(f"{path}: names holds a {type(unnamed[0]).__name__}, expected plain names")
-    return {i: class_folders.clean_name(name) or f"class_{i}" for i, name in sorted(pairs, key=lambda pair: pair[0])}
+    return {i: clean_name(name) or f"class_{i}" for i, name in sorted(pairs, key=lambda pair: pair[0])}
 
 
 def object_classes(names: dict[int, str] | None, images: Sequence[SourceImage], report: ConversionReport
@@ -150,8 +154,8 @@ def object_classes(names: dict[int, str] | None, images: Sequence[SourceImage], 
     """{class id as text: class}, for the ids in use. Ids of one name are one class, that of the lowest such id."""
     used = sorted({int(item.class_key) for image in images for item in image.objects})
     name_of = {str(i): f"class_{i}" if names is None else names[i] for i in used}
-    merged = class_folders.merge_same_names(name_of)
-    folders = class_folders.class_folder_names({name: name for name in merged})
+    merged = merge_same_names(name_of)
+    folders = class_folder_names({name: name for name in merged})
     classes = {}
     for name, keys in merged.items():
         if len(keys) > 1:
@@ -164,68 +168,74 @@ def object_classes(names: dict[int, str] | None, images: Sequence[SourceImage], 
 
 def read_images(root: Path, settings: dict, names: dict[int, str] | None, boxes: bool, report: ConversionReport,
                 output_dir: Path) -> list[SourceImage]:
-    """Every picture below `root` with its label file's objects. Raises UserError."""
-    files = class_folders.source_files(root, output_dir, (".txt",), report.notes)
+    """Every photo below `root` with its label file's objects. Raises UserError."""
+    files = source_files(root, output_dir, (".txt",), report.notes)
     texts = {path for path in files if path.suffix.lower() == ".txt"}
-    pictures = [path for path in files if path not in texts]
-    split_of = named_splits(settings, root, pictures, texts, report.notes)
-    kept = [path for path in pictures if _place(path.parts, "images") is not None or _named(path, split_of)]
-    ignored = len(pictures) - len(kept) if kept else 0
-    kept = kept or pictures  # labels beside pictures, as darknet has them
+    photos = [path for path in files if path not in texts]
+    split_of = named_splits(settings, root, photos, texts, report.notes)
+    kept = [path for path in photos if _last_index(path.parts, "images") is not None or _named(path, split_of)]
+    ignored = len(photos) - len(kept) if kept else 0
+    kept = kept or photos  # labels beside photos, as darknet has them
     if not kept:
-        raise UserError(f"{root}: no picture found; expected images/ and labels/, train/images/ and train/labels/, or "
+        raise UserError(f"{root}: no photo found; expected images/ and labels/, train/images/ and train/labels/, or "
                         "images/train/ and labels/train/")
     labels = label_files(kept, texts)
-    images, taken = [], {}
+    images, photo_of_label = [], {}
     background = 0
     for path in kept:
         label = labels[path]
-        rows_before = report.total
+        taken_before = report.total
         objects: list[SourceObject] = []
-        if label in texts and label in taken:
-            report.notes[f"two pictures share a label file; {taken[label]} has it, not {path}"] += 1
+        if label in photo_of_label:
+            report.notes[f"two photos share a label file; {photo_of_label[label]} has it, not {path}"] += 1
         elif label in texts:
-            taken[label] = path
+            photo_of_label[label] = path
             objects = read_label_file(root / label, str(label), names, boxes, report)
-        background += report.total == rows_before
-        images.append(SourceImage(root / path, str(path), picture_split(path, split_of), objects, str(label), (1, 1)))
-    if not taken:
+        background += report.total == taken_before
+        images.append(SourceImage(root / path, str(path), photo_split(path, split_of), objects, str(label), (1, 1)))
+    if not photo_of_label:
         example = labels[kept[0]]
-        raise UserError(f"{root}: {len(kept)} pictures, but not one label file; {root / example} is expected for "
+        raise UserError(f"{root}: {len(kept)} photos, but not one label file; {root / example} is expected for "
                         f"{root / kept[0]}")
-    missing = [path for path in texts if path not in taken and _place(path.parts, "labels") is not None
-               and path.name.lower() != CLASSES_TXT]
-    for path in missing:
-        for number, line in enumerate(_lines(root / path), start=1):
-            if line.strip():
-                report.total += 1
-                report.skip(str(path), f"{path}:{number}", class_folders.IMAGE_MISSING)
+    missing = _skip_labels_without_photo(root, sorted(texts - photo_of_label.keys()), report)
     with_objects = sum(bool(image.objects) for image in images)
-    report.images = {"with objects": with_objects, "with skipped rows only": len(images) - with_objects - background,
-                     "background": background, "missing": len(missing), "outside images/ ignored": ignored}
+    report.photos = {"with objects": with_objects, "with skipped rows only": len(images) - with_objects - background,
+                     "background": background, "missing": missing, "outside images/ ignored": ignored}
     return images
 
 
-def named_splits(settings: dict, root: Path, pictures: Sequence[PurePosixPath], texts: set[PurePosixPath],
+def _skip_labels_without_photo(root: Path, texts: Sequence[PurePosixPath], report: ConversionReport) -> int:
+    """Skip every row of the label files among `texts`, which no photo has; returns the number of these files."""
+    label_paths = [path for path in texts if _last_index(path.parts, "labels") is not None
+                   and path.name.lower() != CLASSES_TXT]
+    for path in label_paths:
+        for number, line in enumerate(_lines(root / path), start=1):
+            if line.strip():
+                report.take()
+                report.skip(str(path), f"{path}:{number}", PHOTO_MISSING)
+    return len(label_paths)
+
+
+def named_splits(settings: dict, root: Path, photos: Sequence[PurePosixPath], texts: set[PurePosixPath],
                  notes: Counter) -> dict[PurePosixPath, str]:
-    """{folder or picture: train, val or test} as data.yaml has it: a folder, a .txt list of pictures, or several.
+    """{folder or photo: train, val or test} as data.yaml has it: a folder, a .txt list of photos, or several.
 
     Its paths are often stale (another machine, Windows, ../): the longest end of one that is here counts, whatever the
     case. What two splits name belongs to neither; what is not here is noted.
     """
-    known = {*pictures, *texts, *(parent for path in pictures for parent in path.parents)} - {PurePosixPath(".")}
+    known = {*photos, *texts, *(parent for path in photos for parent in path.parents)} - {PurePosixPath(".")}
     here = {str(path).casefold(): path for path in sorted(known)}
     named = defaultdict(set)
     for key, values in settings.items():
-        split = class_folders.normalise_split(key) if isinstance(key, str) else ""
+        split = normalise_split(key) if isinstance(key, str) else ""
         values = values if isinstance(values, list) else [values]
         for value in [value for value in values if split and isinstance(value, str) and value.strip()]:
             path = _longest_end(value, here)
             if path is None:
                 notes[f"data.yaml names a folder that is not here: {key}: {value[:200]}"] += 1
             listed = _lines(root / path) if path in texts else []
-            for found in [_longest_end(line.strip(), here) for line in listed] if path in texts else [path]:
-                named[found].add(split)
+            for place in [_longest_end(line.strip(), here) for line in listed] if path in texts else [path]:
+                named[place].add(split)
     named.pop(None, None)
     return {path: splits.pop() for path, splits in named.items() if len(splits) == 1}
 
@@ -236,37 +246,37 @@ def _longest_end(path: str, here: Mapping[str, PurePosixPath]) -> PurePosixPath 
     return next((here[end] for end in ends if end in here), None)
 
 
-def picture_split(path: PurePosixPath, split_of: dict[PurePosixPath, str]) -> str:
-    """The split a picture is in: the folder above or below images/ says it, else data.yaml, else it has none."""
+def photo_split(path: PurePosixPath, split_of: dict[PurePosixPath, str]) -> str:
+    """The split a photo is in: the folder above or below images/ says it, else data.yaml, else it has none."""
     folders = path.parts[:-1]
-    place = _place(folders, "images")
-    around = folders if place is None else (*folders[place + 1:place + 2], *folders[max(place - 1, 0):place])
+    index = _last_index(folders, "images")
+    around = folders if index is None else (*folders[index + 1:index + 2], *folders[max(index - 1, 0):index])
     for name in around:
-        if split := class_folders.normalise_split(name):
+        if split := normalise_split(name):
             return split
     named = _named(path, split_of)
     return split_of[named] if named else ""
 
 
-def label_files(pictures: Sequence[PurePosixPath], texts: set[PurePosixPath]) -> dict[PurePosixPath, PurePosixPath]:
-    """{picture: where its labels are}; Labels/A.TXT serves images/a.jpg where nothing else does."""
-    exact = {path: label_file(path) for path in pictures}
+def label_files(photos: Sequence[PurePosixPath], texts: set[PurePosixPath]) -> dict[PurePosixPath, PurePosixPath]:
+    """{photo: where its labels are}; Labels/A.TXT serves images/a.jpg where nothing else does."""
+    exact = {path: label_file(path) for path in photos}
     folded = {str(path).casefold(): path for path in sorted(texts.difference(exact.values()))}
     return {path: label if label in texts else folded.get(str(label).casefold(), label)
             for path, label in exact.items()}
 
 
-def label_file(picture: PurePosixPath) -> PurePosixPath:
-    """Where a picture's labels are: the last images/ of its path becomes labels/; without one, beside it."""
-    parts = list(picture.parts)
-    place = _place(parts[:-1], "images")
-    if place is not None:
-        parts[place] = "labels"
-    return PurePosixPath(*parts).with_name(f"{picture.stem}.txt")
+def label_file(photo: PurePosixPath) -> PurePosixPath:
+    """Where a photo's labels are: the last images/ of its path becomes labels/; without one, beside it."""
+    parts = list(photo.parts)
+    index = _last_index(parts[:-1], "images")
+    if index is not None:
+        parts[index] = "labels"
+    return PurePosixPath(*parts).with_name(f"{photo.stem}.txt")
 
 
-def _place(parts: Sequence[str], name: str) -> int | None:
-    return next((place for place in range(len(parts) - 1, -1, -1) if parts[place].lower() == name), None)
+def _last_index(parts: Sequence[str], name: str) -> int | None:
+    return next((index for index in range(len(parts) - 1, -1, -1) if parts[index].lower() == name), None)
 
 
 def _named(path: PurePosixPath, split_of: dict[PurePosixPath, str]) -> PurePosixPath | None:
@@ -277,7 +287,7 @@ def _named(path: PurePosixPath, split_of: dict[PurePosixPath, str]) -> PurePosix
 
 @dataclass(frozen=True)
 class LabelRow:
-    """`polygon`: flat [x, y, …] doubles, shares of the picture. A box row is a polygon of four corners."""
+    """`polygon`: flat [x, y, …] doubles, fractions of width and height. A box row is a polygon of four corners."""
     class_id: int
     polygon: array
     is_box: bool = False
@@ -285,7 +295,7 @@ class LabelRow:
 
 
 class RowError(ValueError):
-    """Why a label row is no object."""
+    """Why a label row is not an object."""
 
 
 def parse_label_row(line: str) -> LabelRow:
@@ -297,7 +307,21 @@ def parse_label_row(line: str) -> LabelRow:
         raise RowError("RLE, which YOLO labels do not have")
     class_id = _number(tokens[0], "a class name where the class id belongs")
     if not class_id.is_integer():
-        raise RowError("a class id that is no whole number")
+        raise RowError("a class id that is not a whole number")
+    numbers = _coordinates(line, tokens)
+    is_box = len(numbers) in (4, 5)
+    has_confidence = len(numbers) % 2 == 1
+    if has_confidence:
+        numbers.pop()
+    low, high = min(numbers), max(numbers)
+    if max(-low, high) > PIXEL_COORDINATE and \
+            sum(abs(number) > PIXEL_COORDINATE for number in numbers) * 2 > len(numbers):
+        raise RowError("looks like pixel coordinates; expected fractions of width and height, 0 to 1")
+    return LabelRow(int(class_id), _box_corners(*numbers) if is_box else _open_outline(numbers), is_box, has_confidence)
+
+
+def _coordinates(line: str, tokens: Sequence[str]) -> array:
+    """The numbers behind the class id, four or more, finite. Raises RowError."""
     numbers = array("d")
     try:
         for start in range(1, len(tokens), 4096):  # in pieces: a row may have millions
@@ -305,25 +329,24 @@ def parse_label_row(line: str) -> LabelRow:
     except ValueError:
         numbers = array("d", [math.nan])
     if "_" in line or not all(map(math.isfinite, numbers)):  # token by token only where a reason is wanted: it is slow
-        numbers = array("d", (_number(token, "something that is no number") for token in islice(tokens, 1, None)))
+        numbers = array("d", (_number(token, NO_NUMBER_TEXT) for token in islice(tokens, 1, None)))
     if len(numbers) < 4:
         raise RowError("too few numbers")
-    low, high = min(numbers), max(numbers)
-    if not -FAR < low <= high < FAR:
+    if not -FAR < min(numbers) <= max(numbers) < FAR:
         raise RowError(NO_NUMBER)
-    is_box = len(numbers) in (4, 5)
-    has_confidence = len(numbers) % 2 == 1
-    if has_confidence:
-        numbers.pop()
-    if max(-low, high) > PIXEL_COORDINATE and \
-            sum(abs(number) > PIXEL_COORDINATE for number in numbers) * 2 > len(numbers):
-        raise RowError("looks like pixel coordinates; expected shares of width and height, 0 to 1")
-    if is_box:
-        x, y, width, height = numbers
-        if width <= 0 or height <= 0:
-            raise RowError("zero area")
-        x0, y0, x1, y1 = x - width / 2, y - height / 2, x + width / 2, y + height / 2
-        return LabelRow(int(class_id), array("d", (x0, y0, x1, y0, x1, y1, x0, y1)), is_box, has_confidence)
+    return numbers
+
+
+def _box_corners(x: float, y: float, width: float, height: float) -> array:
+    """Centre and size -> the four corners, flat. Raises RowError."""
+    if width <= 0 or height <= 0:
+        raise RowError("zero area")
+    x0, y0, x1, y1 = x - width / 2, y - height / 2, x + width / 2, y + height / 2
+    return array("d", (x0, y0, x1, y0, x1, y1, x0, y1))
+
+
+def _open_outline(numbers: array) -> array:
+    """A flat polygon without a closing point that repeats the first. Raises RowError."""
     if numbers[:2] == numbers[-2:]:
         del numbers[-2:]
     xs, ys = numbers[::2], numbers[1::2]
@@ -331,12 +354,12 @@ def parse_label_row(line: str) -> LabelRow:
         raise RowError("fewer than three different points")
     if min(xs) == max(xs) or min(ys) == max(ys):
         raise RowError("zero area")
-    return LabelRow(int(class_id), numbers, is_box, has_confidence)
+    return numbers
 
 
 def _three_different(points: Iterable[tuple[float, float]]) -> bool:
-    found = set()
-    return any(found.add(point) or len(found) == 3 for point in points)
+    different = set()
+    return any(different.add(point) or len(different) == 3 for point in points)
 
 
 def _number(token: str, otherwise: str) -> float:
@@ -356,7 +379,7 @@ def read_label_file(path: Path, name: str, names: dict[int, str] | None, boxes: 
     for number, line in enumerate(_lines(path), start=1):
         if not line.strip():
             continue
-        report.total += 1
+        report.take()
         source_id = f"{name}:{number}"
         try:
             row = parse_label_row(line)
@@ -367,13 +390,13 @@ def read_label_file(path: Path, name: str, names: dict[int, str] | None, boxes: 
                 raise RowError("the same row twice")
             seen.add(same)
             if row.is_box and not boxes:
-                raise RowError(class_folders.BOX_ONLY)
+                raise RowError(BOX_ONLY)
         except RowError as error:
             report.skip(name, source_id, str(error), line.strip()[:60])
             continue
         if row.has_confidence:
             report.notes[CONFIDENCE] += 1
-        if not -OUT_OF_PICTURE <= min(row.polygon) <= max(row.polygon) <= 1 + OUT_OF_PICTURE:
+        if not -OUT_OF_PHOTO <= min(row.polygon) <= max(row.polygon) <= 1 + OUT_OF_PHOTO:
             report.notes[CLIPPED] += 1
         objects.append(SourceObject(number, source_id, str(row.class_id), (row.polygon,), is_rectangle=row.is_box))
     return objects

@@ -7,21 +7,22 @@ Writes  train_reformatted.csv val_reformatted.csv test_reformatted.csv: image, l
     python reformated_csv.py
     python reformated_csv.py --input_dir tables --output_dir tables --splits train test --overwrite
 
-A split table that is not there (a small data set has no val, say) is passed over. Next step: python train.py
+A split table that does not exist (a small data set may have no val) is passed over. Next step: python train.py
 """
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sam_lora import cli, contracts, files
 from sam_lora.errors import UserError
-from sam_lora.tables import points_to_json, read_table, write_tables
+from sam_lora.tables import points_to_json, read_table, row_lines, write_tables
 
 if TYPE_CHECKING:
     import pandas as pd
 
-SHOWN = 5  # bad rows told one by one
+SHOWN = 5  # bad rows listed one by one
 
 
 def get_args_parser() -> argparse.ArgumentParser:
@@ -36,14 +37,17 @@ def get_args_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def training_rows(table: "pd.DataFrame") -> tuple[list[tuple[str, str, str]], list[str]]:
-    """Rows of a split table -> (image, label, points as JSON) of the good ones, and what is wrong with the others."""
+def training_rows(table: "pd.DataFrame", lines: Sequence[int]) -> tuple[list[tuple[str, str, str]], list[str]]:
+    """Rows of a split table -> (image, label, points as JSON) of the good ones, and what is wrong with the others.
+
+    `lines`: the line of the file that each row is on.
+    """
     good, bad = [], []
-    for number, row in enumerate(table.to_dict("records"), start=1):
+    for line, row in zip(lines, table.to_dict("records")):
         wrong = [f"{name} is {row[name]!r}" for name in contracts.POINT_COLUMNS if pixel(row[name]) is None]
         wrong += [f"{name} is empty" for name in ("image_path", "mask_path") if not row[name].strip()]
         if wrong:
-            bad.append(f"row {number}: {', '.join(wrong)}")
+            bad.append(f"row {line}: {', '.join(wrong)}")
             continue
         values = [pixel(row[name]) for name in contracts.POINT_COLUMNS]
         points = points_to_json(list(zip(values[::2], values[1::2])))
@@ -66,16 +70,17 @@ def main(args: argparse.Namespace) -> None:
     outputs = {split: Path(args.output_dir) / contracts.training_table(split) for split in args.splits}
     files.refuse_existing(list(outputs.values()), args.overwrite)
     if not any(path.exists() for path in inputs.values()):
-        raise UserError(f"{args.input_dir}: no {', '.join(path.name for path in inputs.values())} there; "
+        raise UserError(f"{args.input_dir}: no {', '.join(path.name for path in inputs.values())} in it; "
                         f"make them with {contracts.MADE_BY['split']}")
 
     tables, notes = {}, []
     for split, path in inputs.items():
         if not path.exists():
-            old = " (an old one is removed)" if outputs[split].exists() else ""
+            old = " (the old one is removed)" if outputs[split].exists() else ""
             notes.append(f"no {path}, so no {outputs[split].name}{old}")
             continue
-        good, bad = training_rows(read_table(path, contracts.SPLIT_COLUMNS, contracts.MADE_BY["split"]))
+        table = read_table(path, contracts.SPLIT_COLUMNS, contracts.MADE_BY["split"])
+        good, bad = training_rows(table, row_lines(path, len(table)))
         if not good:
             raise UserError(f"{path}: none of {len(bad)} rows can be used, e.g. {bad[0]}; expected paths, and points "
                             f"in pixels; make it with {contracts.MADE_BY['split']}")

@@ -1,14 +1,8 @@
 """What the stages hand each other: every folder, file and column name."""
 
-
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    pass
-
 SPLITS = ("train", "val", "test")
 
-# 1. class folders, made by the converters
+# 1. class folders, made by the converters; what their file names mean: data/names.py
 CLASS_FOLDER_PREFIX = "Class_"
 IMAGES_FOLDER = "images"
 MASKS_FOLDER = "masks"
@@ -16,7 +10,7 @@ MANIFEST_FILE = "instances.csv"
 CLASSES_FILE = "classes.json"
 CONVERSION_REPORT_FILE = "conversion_report.csv"
 PREVIEW_FILE = "preview.jpg"
-MANIFEST_COLUMNS = (
+MANIFEST_COLUMNS = (   # the fields of data.manifest.ManifestRow
     "image_path",      # crop, relative to the manifest's folder: Class_crack/images/a_0003.png
     "mask_path",       # its mask, likewise
     "class_id",        # the data set's own id
@@ -25,10 +19,10 @@ MANIFEST_COLUMNS = (
     "source_split",    # train, val, test as the data set has it; empty where it has none
     "source_id",       # "labels/a.txt:3" or "annotation 17"
     "source_width", "source_height",                  # of the photo, upright unless its annotations are not; pixels
-    "crop_x0", "crop_y0", "crop_x1", "crop_y1",       # crop box in the photo, pixels, x1 and y1 exclusive
+    "crop_x0", "crop_y0", "crop_x1", "crop_y1",       # the crop's box in the photo, pixels, x1 and y1 exclusive
     "mask_area",       # foreground pixels
     "rasteriser",      # how the mask was drawn
-    "source_digest",   # of the photo's file: copies of a photo under other names are told by it
+    "source_digest",   # of the photo's file: equal for copies of a photo under other names
 )
 
 # 2. split tables
@@ -89,6 +83,7 @@ BASE_RESULTS_PREFIX = "base_sam"
 
 # who makes which table, for the error that says what to run
 MADE_BY = {
+    "class folders": "process_yolo_to_classwise.py (YOLO) or process_coco_dataset.py (COCO)",
     "split": "Create_yolo_csv.py (YOLO) or Create_csv.py (COCO)",
     "training": "reformated_csv.py",
 }
@@ -143,9 +138,3 @@ def single_mask(stem: str, number: int | None = None) -> str:
 
 def single_overlay(stem: str) -> str:
     return f"{stem}_overlay.jpg"
-
-
-# ---- tables -----------------------------------------------------------------------------------------------
-
-
-# ---- cells ------------------------------------------------------------------------------------------------

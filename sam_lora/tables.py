@@ -23,8 +23,8 @@ def read_table(path: str | Path, columns: Sequence[str], made_by: str) -> "pd.Da
     import pandas as pd
     path = Path(path)
     if not path.is_file():
-        what = "is a folder, expected a CSV file" if path.is_dir() else "no such file"
-        raise UserError(f"{path}: {what}; make it with {made_by}")
+        problem = "is a folder, expected a CSV file" if path.is_dir() else "no such file"
+        raise UserError(f"{path}: {problem}; make it with {made_by}")
     try:
         table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig")
         if not isinstance(table.index, pd.RangeIndex):  # pandas would take the cells in front as row names
@@ -39,6 +39,27 @@ def read_table(path: str | Path, columns: Sequence[str], made_by: str) -> "pd.Da
     if table.empty:
         raise UserError(f"{path}: has a header but no rows; make it with {made_by}")
     return table.fillna("")  # a row that ends early
+
+
+def row_lines(path: str | Path, rows: int) -> Sequence[int]:
+    """The line of the file on which each of its `rows` data rows begins; the header is line 1.
+
+    Cells of several lines and empty lines count as in an editor. `path` is a table that `read_table` has read.
+    """
+    plain = range(2, rows + 2)
+    if Path(path).read_bytes().rstrip().count(b"\n") == rows:
+        return plain
+    starts, line = [], 1
+    with Path(path).open(encoding="utf-8-sig", newline="") as file:
+        reader = csv.reader(file)
+        try:
+            for cells in reader:
+                if len(cells) > 1 or "".join(cells).strip():
+                    starts.append(line)
+                line = reader.line_num + 1
+        except csv.Error:  # a cell of over 131,072 characters
+            return plain
+    return starts[1:] if len(starts) == rows + 1 else plain
 
 
 def write_table(table: "pd.DataFrame", path: str | Path) -> None:

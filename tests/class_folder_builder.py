@@ -1,4 +1,4 @@
-"""Class folders for tests, written file by file: what the converters would leave, or a user's own."""
+"""Class folders for tests: written file by file, as a converter or a user would leave them, or converted from noise."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,6 +8,10 @@ import numpy as np
 import pandas as pd
 
 from sam_lora import contracts
+from sam_lora.data import class_folders
+from sam_lora.data.conversion_report import ConversionReport
+from sam_lora.data.imaging import write_png
+from sam_lora.data.sources import ObjectClass, SourceImage, SourceObject
 
 BAR = np.zeros((24, 40), bool)   # non-square; a bar of 21 x 7 pixels, its middle at (20, 11)
 BAR[8:15, 10:31] = True
@@ -15,7 +19,7 @@ EMPTY = np.zeros((24, 40), bool)
 
 
 def write_image(path: Path, seed: int, size_hw: tuple[int, int] = (24, 40)) -> None:
-    """A picture of noise: another seed, another content."""
+    """An image of noise: another seed, another content."""
     path.parent.mkdir(parents=True, exist_ok=True)
     assert cv2.imwrite(str(path), np.random.default_rng(seed).integers(0, 256, (*size_hw, 3)).astype(np.uint8))
 
@@ -53,3 +57,46 @@ def write_set(root: Path, folder: str, class_id: object, class_name: str, photos
             write_pair(root, folder, name, first_seed + number * objects + index)
             rows.append(manifest_row(folder, name, class_id, class_name, photo, split_of[number] if split_of else ""))
     return rows
+
+
+# ---- conversions ------------------------------------------------------------------------------------------
+
+CLASSES = {"a": ObjectClass(3, "red disc", "Class_3_red_disc"), "b": ObjectClass(5, "bar", "Class_5_bar")}
+OTHER_OUTPUT = ["classes.json", "conversion_report.csv", "instances.csv", "preview.jpg"]
+
+
+def rectangle(x0: float, y0: float, x1: float, y1: float) -> list[float]:
+    return [x0, y0, x1, y0, x1, y1, x0, y1]
+
+
+def photo(folder: Path, name: str, objects: list[SourceObject], seed: int = 0, size_hw: tuple[int, int] = (60, 90),
+          **more) -> SourceImage:
+    """Write a photo of noise and describe it."""
+    path = folder / name
+    write_png(path, np.random.default_rng(seed).integers(0, 255, (*size_hw, 3), dtype=np.uint8))
+    return SourceImage(path, name, more.pop("split", ""), objects, "labels.txt", **more)
+
+
+def large_photo(folder: Path) -> SourceImage:
+    """400 x 300, in tiles of 128 at x 0 90 181 272 and y 0 86 172: a small object, a bar from end to end, a speck."""
+    return photo(folder, "big.png", [
+        SourceObject(1, "small", "a", (rectangle(100, 90, 120, 110),)),
+        SourceObject(2, "bar", "b", (rectangle(5, 95, 395, 107),)),
+        SourceObject(3, "specks", "a", (rectangle(0, 0, 4, 4), rectangle(390, 290, 394, 294)))], 5, (300, 400))
+
+
+def convert(images: list[SourceImage], out: Path, num_workers: int = 0, strict: bool = False,
+            **settings) -> tuple[pd.DataFrame, ConversionReport]:
+    """`write_class_folders` -> (manifest, report)."""
+    report = ConversionReport("objects", strict)
+    for _ in [item for image in images for item in image.objects]:
+        report.take()
+    with class_folders.staged_output(out, False, False) as staging:
+        class_folders.write_class_folders(images, CLASSES, staging, class_folders.CropSettings(**settings), num_workers,
+                                          report)
+    return pd.read_csv(out / contracts.MANIFEST_FILE, keep_default_na=False), report
+
+
+def files_in(folder: Path) -> list[str]:
+    """Every file below a folder, relative to it, sorted."""
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())

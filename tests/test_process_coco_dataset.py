@@ -1,6 +1,5 @@
 """process_coco_dataset.py: polygons and RLE, categories, pictures, several files, and what bad input gets."""
 
-import io
 import json
 import re
 import tracemalloc
@@ -17,19 +16,19 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from process_coco_dataset import (
+    KEPT_KEYS,
     AnnotationError,
-    _JsonText,
     get_args_parser,
     id_text,
-    json_entries,
     main,
     object_classes,
     parse_segmentation,
     read_coco_json,
+    slim,
     split_of,
 )
 from sam_lora import cli
-from sam_lora.data.class_folders import ConversionReport
+from sam_lora.data.conversion_report import ConversionReport
 from sam_lora.data.imaging import load_image, load_mask, write_jpeg
 from sam_lora.errors import UserError
 
@@ -123,7 +122,7 @@ def test_three_files_become_class_folders(tmp_path: Path, capsys: pytest.Capture
     assert json.loads((tmp_path / "out" / "classes.json").read_text()) == {
         "Class_1_disc": {"class_id": 1, "class_name": "disc"}, "Class_5_a_b": {"class_id": 5, "class_name": "a/b"}}
     printed = capsys.readouterr().out
-    assert printed.startswith("annotations: 3 = 3 crops + 0 skipped\npictures: 3 with objects, "
+    assert printed.startswith("annotations: 3 = 3 crops + 0 skipped\nphotos: 3 with objects, "
                               "0 with skipped annotations only, 3 background, 0 missing")
     assert printed.count("categories 1, 6 are all named 'disc': one class") == 3
 
@@ -165,13 +164,13 @@ def test_missing_twin_and_outside_pictures_are_skipped(tmp_path: Path, capsys: p
     manifest, skipped = one_file(tmp_path, [annotation(i) for i in (*names, 99)],
                                  images=[image(i, name) for i, name in names.items()])
     assert manifest.source_image.tolist() == ["a.jpg", "x/twin.jpg"]
-    assert skipped == {"several pictures have that file name": 1, "picture not found": 2, "picture cannot be read": 1,
+    assert skipped == {"several photos have that file name": 1, "photo not found": 2, "photo cannot be read": 1,
                        "image_id that no image has": 1}
     assert "0 background, 2 missing, 2 unusable, 3 on disk but not used" in capsys.readouterr().out
 
 
 def test_most_pictures_missing_is_an_error(tmp_path: Path):
-    with pytest.raises(UserError, match=r"2 of 3 pictures are not in .*, e\.g\. b\.jpg; .*--images_dir"):
+    with pytest.raises(UserError, match=r"2 of 3 photos are not in .*, e\.g\. b\.jpg; .*--images_dir"):
         one_file(tmp_path, [annotation()], images=[image(), image(2, "b.jpg"), image(3, "c.jpg")])
     assert not (tmp_path / "out").exists()
 
@@ -181,7 +180,7 @@ def test_duplicate_image_ids_and_file_names(tmp_path: Path):
     manifest, skipped = one_file(tmp_path, [annotation(1), annotation("2"), annotation(3)],
                                  images=[image(1), image(2), image(3, "b.jpg"), image("3", "a.jpg"), image(1)])
     assert manifest.mask_path.tolist() == ["Class_1_disc/masks/a_0001.png", "Class_1_disc/masks/a_0002.png"]
-    assert skipped == {"image id of two different pictures": 1}
+    assert skipped == {"image id of two different photos": 1}
 
 
 @pytest.mark.parametrize(("stored", "orientation", "claimed", "box", "size"), [
@@ -208,7 +207,7 @@ def test_a_picture_of_another_shape_is_skipped(tmp_path: Path):
     picture(tmp_path / "set" / "b.jpg", size=(50, 50))
     manifest, skipped = one_file(tmp_path, [annotation(), annotation(2), annotation(2)],
                                  images=[image(), image(2, "b.jpg")])
-    assert len(manifest) == 1 and skipped == {"picture of another shape than width and height in the JSON": 2}
+    assert len(manifest) == 1 and skipped == {"photo of another shape than width and height in the JSON": 2}
 
 
 BOX_ONLY = "only a box, no outline (--boxes rectangle takes it)"
@@ -239,7 +238,7 @@ COUNTS = "a plain list of numbers that looks like RLE counts"
     pytest.param({"segmentation": [["1", "2", "3", "4", "5", "6"]]}, [], NO_PART, id="text"),
     pytest.param({"segmentation": [SQUARE, [1, 2, 3, 4], [1, 2, float("inf"), 2, 3, 3]]}, [], None, id="one good part"),
     pytest.param({"segmentation": [[20, 10, 60, 1e8, 1e8, 1e8, 1e8, 10]]}, [], None, id="far out of the picture"),
-    pytest.param({"segmentation": [[200, 10, 260, 10, 230, 40]]}, [], "covers no pixel of the picture", id="outside"),
+    pytest.param({"segmentation": [[200, 10, 260, 10, 230, 40]]}, [], "covers no pixel of the photo", id="outside"),
     pytest.param({"segmentation": SQUARE}, [], None, id="outer list missing"),
     pytest.param({"segmentation": [100, 3000, 900]}, [], COUNTS, id="odd counts"),
     pytest.param({"segmentation": [1000, 1000, 1000, 1000, 0, 0]}, [], COUNTS,
@@ -247,7 +246,7 @@ COUNTS = "a plain list of numbers that looks like RLE counts"
     pytest.param({"segmentation": {"size": [HEIGHT, WIDTH], "counts": [100, 3800]}}, [],
                  "RLE counts that do not add up to its size", id="RLE cut off"),
     pytest.param({"segmentation": {"size": [WIDTH, HEIGHT], "counts": [100, 3900]}}, [],
-                 "RLE of another size than its picture", id="RLE with width and height swapped"),
+                 "RLE of another size than its photo", id="RLE with width and height swapped"),
     pytest.param({"segmentation": {"counts": "04"}}, [], "RLE without a size of two whole numbers",
                  id="RLE without size"),
     pytest.param({"segmentation": [{"size": [HEIGHT, WIDTH], "counts": [500, 3500]}]}, [], None, id="RLE in a list"),
@@ -265,7 +264,7 @@ def test_bare_and_odd_annotations(tmp_path: Path):
     bare = {"image_id": "1", "category_id": 1.0, "segmentation": [SQUARE]}
     manifest, skipped = one_file(tmp_path, [bare, "text", None, 5, {}])
     assert len(manifest) == 1 and manifest.mask_area.tolist() == [800]
-    assert skipped == {"no annotation": 3, "image_id that no image has": 1}
+    assert skipped == {"not an annotation": 3, "image_id that no image has": 1}
 
 
 def test_masks_that_are_all_crowd_are_kept_as_cvat_means_them(tmp_path: Path, capsys: pytest.CaptureFixture):
@@ -346,7 +345,7 @@ def test_split_of(path: str, images_dir: str, split: str):
                  id="panoptic"),
     pytest.param('{"images": [], "categories": [], "annotations": []}', [], "nothing to convert", id="no annotations"),
     pytest.param('{"images": [3], "categories": [3, {"id": 1}], "annotations": [3]}', [],
-                 "nothing to convert.*1 no annotation", id="numbers for entries"),
+                 "nothing to convert.*1 not an annotation", id="numbers for entries"),
     pytest.param("{}", ["--images_dir", "gone"], "gone: no such folder", id="images_dir missing"),
     pytest.param(json.dumps({"images": [image()], "categories": [{"id": 1, "name": "x"}],
                              "annotations": [annotation(segmentation=[])]}), [], "--boxes rectangle",
@@ -456,7 +455,7 @@ RING = [[10, 5, 60, 5, 60, 45, 10, 45], [20, 15, 50, 15, 50, 35, 20, 35]]
     pytest.param([annotation(segmentation=[[10, 10, 10**400, 10, 30, 40]])], [], None, {NO_PART: 1}, "",
                  id="a whole number of 400 digits"),
     pytest.param([annotation(segmentation={"size": [2**14, 2**14], "counts": [2**28]})], [], None,
-                 {"RLE of another size than its picture": 1}, "", id="RLE bomb"),
+                 {"RLE of another size than its photo": 1}, "", id="RLE bomb"),
     pytest.param([annotation(segmentation=[[[[[SQUARE]]]]])], [], None, {NO_PART: 1}, "", id="nested lists"),
 ])
 def test_rules_of_annotations(tmp_path: Path, capsys: pytest.CaptureFixture, annotations: list, flags: list[str],
@@ -514,16 +513,16 @@ def test_no_picture_outside_its_folder(tmp_path: Path, file_name: str):
     (tmp_path / "set" / "linked").symlink_to(tmp_path)
     name = file_name.format(tmp_path) if isinstance(file_name, str) else file_name
     manifest, skipped = one_file(tmp_path, [annotation(1), annotation(2)], images=[image(1), image(2, name)])
-    assert skipped == {"picture not found": 1} and manifest.source_image.tolist() == ["a.jpg"]
+    assert skipped == {"photo not found": 1} and manifest.source_image.tolist() == ["a.jpg"]
 
 
 @pytest.mark.parametrize(("make", "reason"), [
-    pytest.param(lambda path: path.write_bytes(b"<html>"), "picture cannot be read", id="no picture"),
-    pytest.param(lambda path: path.write_bytes(path.read_bytes()[:900]), "picture cannot be read", id="truncated"),
+    pytest.param(lambda path: path.write_bytes(b"<html>"), "photo cannot be read", id="no picture"),
+    pytest.param(lambda path: path.write_bytes(path.read_bytes()[:900]), "photo cannot be read", id="truncated"),
     pytest.param(lambda path: Image.new("RGB", (WIDTH, HEIGHT)).save(path, "PNG"), "", id="a PNG named .jpg"),
     pytest.param(lambda path: Image.new("RGB", (9, 5)).save(path), "smaller than --min_size", id="under ten pixels"),
     pytest.param(lambda path: Image.new("RGB", (HEIGHT, WIDTH)).save(path),
-                 "picture of another shape than width and height in the JSON", id="width and height swapped, no EXIF"),
+                 "photo of another shape than width and height in the JSON", id="width and height swapped, no EXIF"),
     pytest.param(lambda path: Image.new("RGB", (2 * WIDTH, 2 * HEIGHT)).save(path), "", id="twice the size: scaled"),
 ])
 def test_rules_of_pictures(tmp_path: Path, make, reason: str):
@@ -540,42 +539,7 @@ def test_images_without_an_id_belong_to_no_annotation(tmp_path: Path):
     assert len(manifest) == 1 and skipped == {"image_id that no image has": 2}
 
 
-# ---- JSON piece by piece ----------------------------------------------------------------------------------
-
-json_values = st.recursive(
-    st.none() | st.booleans() | st.integers(-10**20, 10**20) | st.floats(allow_nan=False) | st.text(max_size=8),
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.sampled_from(["a", "images", "é", "\\"]), inner,
-                                                                max_size=4),
-    max_leaves=12)
-
-
-def entries(text: str, piece: int) -> dict:
-    before, _JsonText.PIECE = _JsonText.PIECE, piece
-    try:
-        return dict(json_entries(io.StringIO(text), {"images": lambda value: value}))
-    finally:
-        _JsonText.PIECE = before
-
-
-@settings(max_examples=150, deadline=None)
-@given(st.dictionaries(st.sampled_from(["images", "annotations", "é\"", ""]), json_values, max_size=4),
-       st.integers(1, 30), st.sampled_from([None, 1]), st.booleans())
-def test_json_in_pieces_is_what_json_loads_reads(content: dict, piece: int, indent: int | None, ascii_only: bool):
-    assert entries(json.dumps(content, indent=indent, ensure_ascii=ascii_only), piece) == content
-
-
-@settings(max_examples=150, deadline=None)
-@given(st.lists(st.sampled_from(['{', '}', '[', ']', ',', ':', '"images"', '"a"', '12', '1', '-', 'null', ' ', '"']),
-                max_size=12).map("".join), st.integers(1, 9))
-def test_json_that_json_loads_refuses_is_refused(text: str, piece: int):
-    try:
-        expected = json.loads("{" + text)
-    except ValueError:
-        with pytest.raises(ValueError):
-            entries("{" + text, piece)
-    else:
-        assert entries("{" + text, piece) == expected
-
+# ---- JSON -------------------------------------------------------------------------------------------------
 
 def test_numbers_are_packed(tmp_path: Path):
     rle = {"size": [1, 2], "counts": [0, 2]}
@@ -586,13 +550,53 @@ def test_numbers_are_packed(tmp_path: Path):
     assert second["segmentation"] == {"size": [1, 2], "counts": array("d", [0, 2])} and "keypoints" not in second
 
 
-def test_a_large_file_is_never_in_memory_as_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Packed numbers, 8 bytes for each of 7 characters, and a piece of text; as lists it was seven times the file."""
-    monkeypatch.setattr(_JsonText, "PIECE", 2**16)
+def test_of_a_large_file_only_what_is_needed_stays_in_memory(tmp_path: Path):
+    """The text once, and packed numbers, 8 bytes for each of 7 characters; as lists it was seven times the file."""
     outline = np.random.default_rng(0).uniform(100, 999, 400).round(2).tolist()
-    path = write_json(tmp_path / "a.json", [annotation(segmentation=[outline], caption_of="x" * 900)] * 1000)
+    path = write_json(tmp_path / "a.json", [annotation(segmentation=[outline], keypoints=[1.5] * 99,
+                                                       attributes={"text": "x" * 900})] * 1000)
     tracemalloc.start()
     read = read_coco_json(path, tmp_path)
-    peak = tracemalloc.get_traced_memory()[1]
+    kept, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert len(read.annotations) == 1000 and peak < 1.5 * path.stat().st_size
+    assert len(read.annotations) == 1000 and read.annotations[0].keys() == {
+        "id", "image_id", "category_id", "iscrowd", "bbox", "segmentation"}
+    assert kept < path.stat().st_size and peak < 2.5 * path.stat().st_size
+
+
+@pytest.mark.parametrize(("text", "said"), [
+    pytest.param('{"images": [{"id": 1}], "images": [], "annotations": [], "categories": []}', "nothing to convert",
+                 id="a key twice: the last counts"),
+    pytest.param('{"images": [{"id": ' + "9" * 5000 + "}]}", "broken JSON .Exceeds the limit", id="5000 digits"),
+    pytest.param('{"images": [' + '{"a":' * 50000, "broken JSON", id="objects too deep"),
+    pytest.param('{"images": []} {"annotations": []}', "broken JSON .Extra data", id="two values"),
+    pytest.param('{"images": [], "annotations": [], "categories": [', "broken JSON", id="cut off"),
+    pytest.param('"images"', "no list of images, annotations, categories", id="a text"),
+    pytest.param('[{"image_id": 1, "segmentation": [[1, 2]]}]', "found a list", id="a list of annotations"),
+])
+def test_json_of_other_shapes(tmp_path: Path, text: str, said: str):
+    (tmp_path / "a.json").write_text(text)
+    with pytest.raises(UserError, match=said) as error:
+        run(tmp_path / "out", "--coco_json", tmp_path / "a.json")
+    assert "\n" not in str(error.value) and not (tmp_path / "out").exists()
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers(-2**53, 2**53) | st.floats(allow_nan=False) | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(
+        st.sampled_from(["id", "segmentation", "counts", "size", "other", "é"]), inner, max_size=4), max_leaves=12)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.dictionaries(st.sampled_from(["images", "segmentation", "counts", "other"]), json_values, max_size=4))
+def test_slim_drops_keys_and_packs_numbers_and_changes_nothing_else(content: dict):
+    def expected(value: object) -> object:
+        if isinstance(value, dict):
+            return {key: expected(inner) for key, inner in value.items() if key in KEPT_KEYS}
+        return [*map(expected, value)] if isinstance(value, list) else value
+
+    def unpacked(value: object) -> object:
+        if isinstance(value, dict):
+            return {key: unpacked(inner) for key, inner in value.items()}
+        return [*map(unpacked, value)] if isinstance(value, list | array) else value
+    assert unpacked(json.loads(json.dumps(content), object_hook=slim)) == expected(content)

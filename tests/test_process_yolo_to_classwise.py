@@ -81,7 +81,7 @@ def test_a_data_set_becomes_class_folders(tmp_path: Path, capsys: pytest.Capture
     printed = capsys.readouterr().out.splitlines()
     assert printed[:4] == [
         "label rows: 4 = 3 crops + 1 skipped", "  skipped 1: only a box, no outline (--boxes rectangle takes it)",
-        "pictures: 2 with objects, 0 with skipped rows only, 2 background, 0 missing, 0 outside images/ ignored",
+        "photos: 2 with objects, 0 with skipped rows only, 2 background, 0 missing, 0 outside images/ ignored",
         "classes: minor crack 1, a/b 2"]
 
 
@@ -209,13 +209,13 @@ def test_labels_without_a_picture_and_twin_pictures_are_told(tmp_path: Path, cap
     run(root, out, "--class_names", "x")
     report = pd.read_csv(out / "conversion_report.csv", keep_default_na=False)
     assert report.to_numpy().tolist() == [
-        ["labels/gone.txt", "labels/gone.txt:1", "picture not found", ""],
-        ["labels/gone.txt", "labels/gone.txt:3", "picture not found", ""],
-        ["labels/broken.txt", "labels/broken.txt:1", "picture cannot be read", "not an image that can be read"]]
+        ["labels/gone.txt", "labels/gone.txt:1", "photo not found", ""],
+        ["labels/gone.txt", "labels/gone.txt:3", "photo not found", ""],
+        ["labels/broken.txt", "labels/broken.txt:1", "photo cannot be read", "not an image that can be read"]]
     printed = capsys.readouterr().out
     assert "label rows: 4 = 1 crops + 3 skipped" in printed
     assert "2 with objects, 0 with skipped rows only, 1 background, 1 missing, 1 outside images/ ignored" in printed
-    assert "two pictures share a label file; images/a.jpg has it, not images/a.png" in printed
+    assert "two photos share a label file; images/a.jpg has it, not images/a.png" in printed
 
 
 # ---- label rows -------------------------------------------------------------------------------------------
@@ -250,8 +250,8 @@ def test_parse_label_row(line: str, class_id: int, polygon: tuple):
     pytest.param("0 120 80 320 80 320 200", "pixel coordinates", id="pixels"),
     pytest.param("0 nan 0.1 0.5 0.1 0.9 0.4", "NaN", id="NaN"),
     pytest.param("0 0.1 0.1 inf 0.1 0.9 0.4", "infinity", id="infinity"),
-    pytest.param("0 0.1 0.1 1_0 0.1 0.9 0.4", "no number", id="underscore"),
-    pytest.param("0 0.1 x 0.5 0.1 0.9 0.4", "no number", id="letters"),
+    pytest.param("0 0.1 0.1 1_0 0.1 0.9 0.4", "not a number", id="underscore"),
+    pytest.param("0 0.1 x 0.5 0.1 0.9 0.4", "not a number", id="letters"),
     pytest.param("crack 0.1 0.1 0.5 0.1 0.9 0.4", "class name", id="class name"),
     pytest.param("0.5 0.1 0.1 0.5 0.1 0.9 0.4", "whole number", id="half a class"),
     pytest.param("0, 0.1, 0.1, 0.5, 0.1, 0.9, 0.4", "commas", id="commas"),
@@ -296,7 +296,7 @@ def test_rows_of_a_file(tmp_path: Path):
     report = pd.read_csv(out / "conversion_report.csv")
     assert report[["source_id", "reason"]].to_numpy().tolist() == [
         ["labels/a.txt:3", "the same row twice"], ["labels/a.txt:4", "class id that has no name"],
-        ["labels/a.txt:5", "class id that has no name"], ["labels/a.txt:7", "something that is no number"]]
+        ["labels/a.txt:5", "class id that has no name"], ["labels/a.txt:7", "something that is not a number"]]
 
 
 # ---- bad input --------------------------------------------------------------------------------------------
@@ -308,7 +308,7 @@ def flat_set(root: Path) -> None:
 @pytest.mark.parametrize(("make", "flags", "said"), [
     pytest.param(lambda root: None, ["--class_names", "x"], "no such folder", id="missing folder"),
     pytest.param(lambda root: root.write_text("x"), ["--class_names", "x"], "is a file", id="a file"),
-    pytest.param(lambda root: root.mkdir(), ["--class_names", "x"], "no picture found", id="empty folder"),
+    pytest.param(lambda root: root.mkdir(), ["--class_names", "x"], "no photo found", id="empty folder"),
     pytest.param(flat_set, [], "no data.yaml and no classes.txt; .*--class_names", id="no names at all"),
     pytest.param(lambda root: (flat_set(root), (root / "data.yaml").write_text("names: [x\nnc: 1")), [],
                  "broken YAML at line 2", id="broken yaml"),
@@ -331,7 +331,7 @@ def flat_set(root: Path) -> None:
     pytest.param(lambda root: add(root, "images/a.jpg", None), ["--class_names", "x"], "not one label file",
                  id="no labels"),
     pytest.param(lambda root: add(root, "images/a.jpg", "labels/a.txt", ""), ["--class_names", "x"],
-                 "every picture is background", id="background only"),
+                 "every photo is background", id="background only"),
     pytest.param(lambda root: add(root, "images/a.jpg", "labels/a.txt", "0 .5 .5 .5 .5\n"), ["--class_names", "x"],
                  "nothing to convert.*--boxes rectangle", id="detection labels"),
     pytest.param(lambda root: add(root, "images/a.jpg", "labels/a.txt", f"0 {POLYGON}\n9 {POLYGON}\n"),
@@ -359,7 +359,7 @@ def test_a_data_set_cannot_reach_out_of_its_folder(tmp_path: Path):
     (root / "data.yaml").write_text(f"names: ['../../x']\ntrain: {tmp_path}/secret/images\nval: ../secret/images\n")
     manifest = run(root, tmp_path / "out")
     assert manifest[["source_image", "mask_path"]].to_numpy().tolist() == [["images/a.jpg", "Class_x/masks/a_0001.png"]]
-    assert reasons(tmp_path / "out") == ["picture not found"]
+    assert reasons(tmp_path / "out") == ["photo not found"]
 
 
 @pytest.mark.skipif(os.name == "nt", reason="signals are POSIX")
@@ -408,8 +408,8 @@ def test_real_data(tmp_path: Path, capsys: pytest.CaptureFixture, folder: str, f
 @pytest.mark.parametrize(("rows", "crops", "skipped", "note"), [
     pytest.param(f"0 {POLYGON}\n0 0.5 0.5 0.4 0.4\n1 {POLYGON}\n", 2, [BOX_ONLY], "", id="box rows among polygons"),
     pytest.param(f"0 {POLYGON}\n0 0.5 0.5 0.4 0.4 0.9\n", 1, [BOX_ONLY], "", id="box and confidence, six tokens"),
-    pytest.param(f"0 {POLYGON} 0.87\n", 1, [], "taken as a confidence", id="polygon and confidence"),
-    pytest.param(f"0 {POLYGON}\n0 0.1 0.1 0.5 0.5 0.9 0.9\n", 1, ["covers no pixel of the picture"], "",
+    pytest.param(f"0 {POLYGON} 0.87\n", 1, [], "taken for a confidence", id="polygon and confidence"),
+    pytest.param(f"0 {POLYGON}\n0 0.1 0.1 0.5 0.5 0.9 0.9\n", 1, ["covers no pixel of the photo"], "",
                  id="zero area along a diagonal"),
     pytest.param("0 -0.005 0.2 1.009 0.2 1.009 0.6 -0.005 0.6\n", 1, [], "", id="out of the picture by under 1 %"),
     pytest.param("0 -0.3 0.2 1.4 0.2 1.4 0.6 -0.3 0.6\n", 1, [], "was clipped", id="far out of the picture: clipped"),
@@ -421,8 +421,8 @@ def test_real_data(tmp_path: Path, capsys: pytest.CaptureFixture, folder: str, f
     pytest.param(f"0 rle 50 80 abc\n0 {POLYGON}\n", 1, ["RLE, which YOLO labels do not have"], "", id="RLE row"),
     pytest.param(f"\ufeff1.000e+00  {POLYGON} \r\n\r\n  \r\n", 1, [], "",
                  id="byte order mark, class 1.000e+00, CRLF, blank lines"),
-    pytest.param(f"0 1e308 0.1 0.5 0.1 0.9 0.4\n0 {POLYGON}\n", 1, ["NaN, infinity or something that is no number"], "",
-                 id="1e308 is as good as infinity"),
+    pytest.param(f"0 1e308 0.1 0.5 0.1 0.9 0.4\n0 {POLYGON}\n", 1,
+                 ["NaN, infinity or something that is not a number"], "", id="1e308 is as good as infinity"),
 ])
 def test_rules_of_label_rows(tmp_path: Path, capsys: pytest.CaptureFixture, rows: str, crops: int, skipped: list[str],
                              note: str):
@@ -486,13 +486,13 @@ def pipe_and_folder(root: Path) -> None:
     pytest.param(upper_case, ["Train/Images/a.JPG"], "", id="upper-case folders and suffixes"),
     pytest.param(twice_a_suffix, ["images/a.jpg.jpg"], "", id="stem: all before the last dot"),
     pytest.param(nearly_alike, ["images/a.jpg"], "1 background", id="pictures equal but for case"),
-    pytest.param(other_pictures, ["images/a.jpg"], "not taken as pictures: 1 without suffix, 1 .gif, 2 .heic",
+    pytest.param(other_pictures, ["images/a.jpg"], "not taken as photos: 1 without suffix, 1 .gif, 2 .heic",
                  id="other suffixes are told"),
     pytest.param(missing_split, ["train/images/a.jpg"], "names a folder that is not here: val: ../valid/images",
                  id="a split that is not here is told"),
     pytest.param(missing_split, ["train/images/a.jpg"], "nc is 2, but names has 1", id="nc is not the count of names"),
     pytest.param(turned, ["images/a.jpg"], "", id="EXIF: labels are of the upright picture"),
-    pytest.param(pages, ["images/a.jpg", "images/b.tif"], "several pages or frames; the first was taken",
+    pytest.param(pages, ["images/a.jpg", "images/b.tif"], "several pages or frames; the first was used",
                  id="multi-page TIFF"),
     pytest.param(pipe_and_folder, ["images/a.jpg"], "", id="a pipe and a folder named .jpg", marks=pytest.mark.skipif(
         os.name == "nt", reason="no pipes in folders")),

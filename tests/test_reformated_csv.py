@@ -65,25 +65,33 @@ def test_a_missing_table_is_passed_over_and_its_old_result_removed(in_tmp_path, 
     run("--overwrite")
     assert files(in_tmp_path) == ["train.csv", "train_reformatted.csv"]
     assert capsys.readouterr().out == ("train_reformatted.csv: 1 rows\n"
-                                       "no val.csv, so no val_reformatted.csv (an old one is removed)\n"
+                                       "no val.csv, so no val_reformatted.csv (the old one is removed)\n"
                                        "no test.csv, so no test_reformatted.csv\n")
 
 
-def test_bad_rows_are_skipped_and_told_by_number(in_tmp_path, capsys):
+def test_bad_rows_are_skipped_and_named_by_their_line(in_tmp_path, capsys):
     write(in_tmp_path / "train.csv", "a.png,m.png,0,a,1,2,3,4,5,6", "b.png,m.png,0,a,x,2,3,4,5,-6",
           ",m.png,0,a,1,2,3,4,5,6", "c.png,m.png,0,a,1,2,3,nan,inf,", "d.png,m.png,0,a,1,2,3,4,5,6")
     run()
     assert pd.read_csv("train_reformatted.csv")["image"].tolist() == ["a.png", "d.png"]
     assert capsys.readouterr().out.splitlines()[:2] == [
         "train_reformatted.csv: 2 rows",
-        "  skipped 3 rows of train.csv: row 2: point1_x is 'x', point3_y is '-6'; row 3: image_path is empty; "
-        "row 4: point2_y is 'nan', point3_x is 'inf', point3_y is ''"]
+        "  skipped 3 rows of train.csv: row 3: point1_x is 'x', point3_y is '-6'; row 4: image_path is empty; "
+        "row 5: point2_y is 'nan', point3_x is 'inf', point3_y is ''"]
+
+
+def test_lines_count_as_an_editor_shows_them(in_tmp_path, capsys):
+    """A cell of two lines and an empty line come before the bad row."""
+    write(in_tmp_path / "train.csv", '"a\nb.png",m.png,0,a,1,2,3,4,5,6', "", "c.png,m.png,0,a,?,2,3,4,5,6")
+    run()
+    assert (in_tmp_path / "train.csv").read_text().splitlines()[5 - 1].startswith("c.png")
+    assert "skipped 1 rows of train.csv: row 5: point1_x is '?'" in capsys.readouterr().out
 
 
 def test_many_bad_rows_are_counted(in_tmp_path, capsys):
     write(in_tmp_path / "train.csv", "a.png,m.png,0,a,1,2,3,4,5,6", *["a.png,m.png,0,a,?,2,3,4,5,6"] * 8)
     run()
-    assert "skipped 8 rows of train.csv: row 2: point1_x is '?'; " in (out := capsys.readouterr().out)
+    assert "skipped 8 rows of train.csv: row 3: point1_x is '?'; " in (out := capsys.readouterr().out)
     assert "; and 3 more\n" in out
 
 
@@ -95,14 +103,14 @@ def test_pixel(text, expected):
 
 
 @pytest.mark.parametrize(("content", "message"), [
-    pytest.param(None, ".: no train.csv, val.csv, test.csv there; make them with Create_yolo_csv.py (YOLO) or "
+    pytest.param(None, ".: no train.csv, val.csv, test.csv in it; make them with Create_yolo_csv.py (YOLO) or "
                  "Create_csv.py (COCO)", id="no table"),
     pytest.param("", "train.csv: cannot be read as CSV (No columns to parse from file)", id="empty file"),
     pytest.param(HEADER + "\n", "train.csv: has a header but no rows; make it with Create_yolo_csv.py", id="no rows"),
     pytest.param("image_path,point1_x\na,1\n", "train.csv: missing column(s) mask_path, class_id, class_name, "
                  "point1_y, point2_x, point2_y, point3_x, point3_y; found image_path, point1_x; make it with",
                  id="columns"),
-    pytest.param(HEADER + "\na,b,0,c,x,2,3,4,5,6\n", "train.csv: none of 1 rows can be used, e.g. row 1: point1_x is "
+    pytest.param(HEADER + "\na,b,0,c,x,2,3,4,5,6\n", "train.csv: none of 1 rows can be used, e.g. row 2: point1_x is "
                  "'x'; expected", id="no good row"),
     pytest.param(HEADER + '\na,"b,0\n', "train.csv: cannot be read as CSV", id="open quote"),
     pytest.param(HEADER + "\na,b,0,c,1,2,3,4,5,6,7,8\n", "train.csv: cannot be read as CSV (rows have more cells than "

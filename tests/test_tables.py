@@ -14,6 +14,7 @@ from sam_lora.tables import (
     points_to_json,
     read_table,
     resolve_path,
+    row_lines,
     table_writer,
     write_table,
     write_tables,
@@ -70,6 +71,22 @@ def test_read_table_refuses(tmp_path, content, message):
     with pytest.raises(UserError, match=message) as error:
         read_table(path, ["a", "b", "c"], "maker.py")
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(("content", "lines"), [
+    pytest.param(b"a,b\n1,2\n3,4\n", [2, 3], id="plain"),
+    pytest.param(b"\xef\xbb\xbfa,b\r\n1,2\r\n3,4", [2, 3], id="BOM, CRLF, no line end at the end"),
+    pytest.param(b'a,b\n"1\n1\n1",2\n3,4\n5,"6\n"\n7,8\n', [2, 5, 6, 8], id="cells of several lines"),
+    pytest.param(b"a,b\n\n1,2\n \n\n3,4\n\n", [3, 6], id="empty lines"),
+    pytest.param(b'"a\na",b\n1,2\n', [3], id="a header of two lines"),
+    pytest.param(b"a,b\r1,2\r3,4\r", [2, 3], id="CR alone"),
+    pytest.param(b'a,b\n1,"2\n' + b"x" * 200_000 + b'"\n3,4\n', [2, 3], id="a huge cell: rows are counted"),
+])
+def test_row_lines(tmp_path, content, lines):
+    path = tmp_path / "t.csv"
+    path.write_bytes(content)
+    rows = len(read_table(path, [], "maker.py"))
+    assert list(row_lines(path, rows)) == lines
 
 
 def test_write_table_bytes(tmp_path):

@@ -1,10 +1,9 @@
-"""Polygons, RLE, boxes and masks: pure functions, no files.
+"""Polygons, boxes and masks: pure functions, no files.
 
-Coordinates are (x, y) in pixels of the picture; pixel i covers the interval [i, i + 1). Boxes are
+Coordinates are (x, y) in pixels of the image; pixel i covers the interval [i, i + 1). Boxes are
 xyxy, whole pixels, x1 and y1 exclusive. Masks are (H, W) bool.
 """
 
-from array import array
 from collections.abc import Sequence
 from itertools import pairwise
 
@@ -16,13 +15,11 @@ Box = tuple[int, int, int, int]
 SUPERSAMPLING = 4
 TILE_OVERLAP = 4               # neighbouring tiles share a quarter of their side, or more
 POLYGON_RASTERISER = f"opencv fillPoly {SUPERSAMPLING}x"
-RLE_RASTERISER = "pycocotools RLE"
 RECTANGLE_RASTERISER = "rectangle"
 
 _SHIFT = 4                     # fillPoly takes fixed-point vertices: sixteenths of a subpixel
 _MAX_CANVAS = 64 * 2**20       # bytes of supersampled canvas drawn at a time
 _FAR = 1e7                     # vertices further out are drawn in to here: int32 and float sums stay exact enough
-_MAX_RLE_PIXELS = 2**28
 _MANY_POINTS = 5000
 _MAX_TANGLE = 1e11             # some 20 seconds
 _SPECKS, _MAX_RINGS, _FAITHFUL = 0.01, 500, 0.97  # of a mask as a polygon
@@ -165,80 +162,6 @@ def _nearest(points: np.ndarray, point: np.ndarray) -> int:
     return int(np.square(points - point).sum(axis=1).argmin())
 
 
-# ---- RLE --------------------------------------------------------------------------------------------------
-
-def rle_to_mask(rle: dict) -> np.ndarray:
-    """A COCO RLE, `counts` a list of numbers or the compressed text, -> mask (H, W) bool of its own `size`.
-
-    Raises ValueError, its text the reason, for anything pycocotools would crash on or decode to garbage.
-    """
-    from pycocotools import mask as coco_mask
-    height, width = rle_size(rle)
-    counts = rle.get("counts")
-    if isinstance(counts, list | tuple | array):
-        if not all(map(_is_count, counts)):
-            raise ValueError("RLE counts that are not whole numbers")
-        runs = [int(count) for count in counts]
-        encoded = None
-    elif isinstance(counts, str | bytes):
-        encoded = counts.encode() if isinstance(counts, str) else counts
-        runs = rle_runs(encoded)
-    else:
-        raise ValueError("RLE without counts")
-    if sum(runs) != height * width:
-        raise ValueError("RLE counts that do not add up to its size")
-    if encoded is None:
-        compressed = coco_mask.frPyObjects({"size": [height, width], "counts": runs}, height, width)
-    else:
-        compressed = {"size": [height, width], "counts": encoded}
-    return np.ascontiguousarray(coco_mask.decode(compressed)).view(bool)  # 0 or 1, as the sum was right
-
-
-def rle_size(rle: dict) -> tuple[int, int]:
-    """(height, width) as an RLE claims. Raises ValueError, its text the reason."""
-    size = rle.get("size")
-    if not (isinstance(size, list | tuple) and len(size) == 2 and all(map(_is_count, size)) and min(size) > 0):
-        raise ValueError("RLE without a size of two whole numbers")
-    height, width = (int(value) for value in size)
-    if height * width > _MAX_RLE_PIXELS:
-        raise ValueError("RLE larger than 268 megapixels")
-    return height, width
-
-
-def rle_runs(encoded: bytes) -> list[int]:
-    """The run lengths in COCO's compressed RLE text. Raises ValueError where it is damaged.
-
-    Six bits a character from "0" on: five of the number, lowest first, and whether it goes on; signed; from the
-    fourth number on the difference to the number before the last.
-    """
-    runs: list[int] = []
-    value = shift = 0
-    for byte in encoded:
-        bits = byte - 48
-        if not 0 <= bits < 64 or shift > 30:
-            raise ValueError("damaged RLE text")
-        value |= (bits & 31) << shift
-        shift += 5
-        if bits & 32:
-            continue
-        if bits & 16:
-            value -= 1 << shift
-        if len(runs) > 2:
-            value += runs[-2]
-        if value < 0:
-            raise ValueError("damaged RLE text")
-        runs.append(value)
-        value = shift = 0
-    if shift:
-        raise ValueError("damaged RLE text")
-    return runs
-
-
-def _is_count(value: object) -> bool:
-    return (isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**31) or (
-        isinstance(value, float) and value.is_integer() and 0 <= value < 2**31)
-
-
 # ---- masks and boxes --------------------------------------------------------------------------------------
 
 def mask_to_xyxy(mask: np.ndarray) -> Box | None:
@@ -339,6 +262,12 @@ def clip_box(xyxy: Box, resolution_wh: tuple[int, int]) -> Box:
     width, height = resolution_wh
     x0, y0, x1, y1 = xyxy
     return (min(max(x0, 0), width), min(max(y0, 0), height), min(max(x1, 0), width), min(max(y1, 0), height))
+
+
+def same_aspect(first_wh: tuple[float, float], second_wh: tuple[float, float]) -> bool:
+    """Is one size the other one scaled, to 1 % or a pixel of rounding?"""
+    (w1, h1), (w2, h2) = sorted((first_wh, second_wh))
+    return abs(w2 * h1 / h2 - w1) <= max(1.0, 0.01 * w1)
 
 
 def crop(array: np.ndarray, xyxy: Box) -> np.ndarray:

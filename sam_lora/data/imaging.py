@@ -19,7 +19,7 @@ from sam_lora.files import atomic_path
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 EXIF_ORIENTATION = 274
-FIRST_PAGE = "a picture had several pages or frames; the first was taken"
+FIRST_PAGE = "a photo had several pages or frames; the first was used"
 TIFF_WIDTH, TIFF_HEIGHT, TIFF_BITS_PER_SAMPLE, TIFF_SAMPLE_FORMAT = 256, 257, 258, 339
 
 # Measured on crops (benchmarks/RESULTS.md): level 1 with the Up filter takes a fifth of level 6's time for a tenth to

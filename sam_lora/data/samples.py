@@ -7,9 +7,16 @@ from pathlib import Path
 from sam_lora import contracts
 from sam_lora.data.imaging import ImageError, image_size
 from sam_lora.errors import UserError
-from sam_lora.tables import box_from_json, point_labels_from_json, points_from_json, read_table, resolve_path
+from sam_lora.tables import (
+    box_from_json,
+    point_labels_from_json,
+    points_from_json,
+    read_table,
+    resolve_path,
+    row_lines,
+)
 
-MAX_REPORTED = 3  # bad rows named in one error
+MAX_REPORTED = 3  # bad rows named in one error; a row's number is its line in the file
 
 
 @dataclass(frozen=True)
@@ -26,10 +33,10 @@ class Sample:
 
 
 def read_samples(table_path: str | Path) -> list[Sample]:
-    """Read a training table. UserError for missing columns, no rows, or cells that are no points."""
+    """Read a training table. Raises UserError for missing columns, no rows, or cells that do not hold points."""
     table = read_table(table_path, contracts.TRAINING_COLUMNS, contracts.MADE_BY["training"])
-    return [_sample(row, f"{table_path} row {number}", table_path)
-            for number, row in enumerate(table.to_dict("records"), start=2)]  # row 1 of the file is the header
+    return [_sample(row, f"{table_path} row {line}", table_path)
+            for line, row in zip(row_lines(table_path, len(table)), table.to_dict("records"))]
 
 
 def _sample(row: dict[str, str], where: str, table_path: str | Path) -> Sample:
@@ -46,7 +53,7 @@ def read_prompt(row: Mapping[str, str], where: str) -> tuple[tuple, tuple, tuple
     labels = [1] * len(points)
     if row.get(contracts.POINT_LABELS_COLUMN):
         labels = point_labels_from_json(row[contracts.POINT_LABELS_COLUMN], len(points),
-                                                  f"{where}, column {contracts.POINT_LABELS_COLUMN}")
+                                        f"{where}, column {contracts.POINT_LABELS_COLUMN}")
     box = None
     if row.get(contracts.BOX_COLUMN):
         box = tuple(box_from_json(row[contracts.BOX_COLUMN], f"{where}, column {contracts.BOX_COLUMN}"))
@@ -56,20 +63,18 @@ def read_prompt(row: Mapping[str, str], where: str) -> tuple[tuple, tuple, tuple
 
 
 def check_samples(samples: Sequence[Sample], table_path: str | Path, need_labels: bool) -> None:
-    """Look at every file's header before hours of work: all there, masks as large as images, points inside.
+    """Check every file's header before hours of work: all exist, masks are as large as their images, points inside.
 
     Raises one UserError that counts the bad rows and names the first few.
     """
     sizes: dict[Path, tuple[int, int] | str] = {}
-    bad = []
-    for number, sample in enumerate(samples, start=2):
-        problem = sample_problem(sample, sizes, need_labels)
-        if problem:
-            bad.append(f"row {number}: {problem}")
-    if bad:
-        more = f"; and {len(bad) - MAX_REPORTED} more rows" if len(bad) > MAX_REPORTED else ""
-        raise UserError(f"{table_path}: {len(bad)} of {len(samples)} rows cannot be used: "
-                        f"{'; '.join(bad[:MAX_REPORTED])}{more}")
+    problems = [(row, problem) for row, sample in enumerate(samples)
+                if (problem := sample_problem(sample, sizes, need_labels))]
+    if problems:
+        lines = row_lines(table_path, len(samples))
+        named = "; ".join(f"row {lines[row]}: {problem}" for row, problem in problems[:MAX_REPORTED])
+        more = f"; and {len(problems) - MAX_REPORTED} more rows" if len(problems) > MAX_REPORTED else ""
+        raise UserError(f"{table_path}: {len(problems)} of {len(samples)} rows cannot be used: {named}{more}")
 
 
 def sample_problem(sample: Sample, sizes: dict[Path, tuple[int, int] | str], need_labels: bool) -> str | None:

@@ -1,163 +1,29 @@
-"""Class folders -> the rows of the split tables: images paired with masks, three points each, a split; then the files.
-
-The folders are the truth. The manifest, where there is one, says what belongs together and which photo, class and
-split a pair comes from; pairs deleted by hand are gone, and files it does not know are paired by name.
-"""
+"""Pairs -> the rows of the split tables: three points each, a split; then the files."""
 
 import functools
 import hashlib
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from sam_lora import contracts, workers
 from sam_lora.data import splits
-from sam_lora.data.class_folders import OBJECT_NUMBER, TILE_PLACE, printable
 from sam_lora.data.imaging import IMAGE_SUFFIXES, ImageError, load_image, load_mask
+from sam_lora.data.pairing import CONVERTERS, ClassFolders, Pair, Skipped
+from sam_lora.data.photo_groups import merge_groups, source_group
 from sam_lora.errors import UserError
-from sam_lora.tables import read_table, write_tables
+from sam_lora.tables import write_tables
 
 if TYPE_CHECKING:
     import pandas as pd
 
-CONVERTERS = "process_yolo_to_classwise.py (YOLO) or process_coco_dataset.py (COCO)"
-SHOWN = 5                                     # names given for each reason
+SHOWN = 5                                      # file names given for each reason
 
 Strategy = Callable[[np.ndarray], np.ndarray]  # (H, W) bool -> (3, 2) integer xy
-
-
-class Pair(NamedTuple):
-    """One object: an image, its mask, and where they come from. Paths as written from the current folder, with /."""
-    image_path: str
-    mask_path: str
-    class_id: str
-    class_name: str
-    source_image: str
-    source_split: str      # train, val, test, or "" where the data set does not say
-    source_digest: str = ""    # of the photo's file; "" where the manifest does not say
-
-
-class Skipped(NamedTuple):
-    path: str
-    reason: str
-
-
-class ClassFolders(NamedTuple):
-    pairs: list[Pair]
-    class_names: list[str]   # of every class known, with or without a pair
-    skipped: list[Skipped]
-    notes: list[str]
-
-
-# ---- reading ----------------------------------------------------------------------------------------------
-
-def read_class_folders(dataset_dir: str | Path, class_of_folder: Callable[[str], tuple[str | None, str]]
-                       ) -> ClassFolders:
-    """Pair the images and masks of every class folder, sorted by path.
-
-    `class_of_folder`: what follows `Class_` in a folder's name -> (class id, class name), used where the manifest does
-    not know the folder; an id of None becomes the folder's place in sort order. Raises UserError.
-    """
-    root = Path(dataset_dir)
-    if not root.is_dir():
-        what = "is a file, expected the folder of the class folders" if root.exists() else "no such folder"
-        raise UserError(f"{root}: {what}; make it with {CONVERTERS}")
-    folders = sorted((entry for entry in root.iterdir()
-                      if entry.is_dir() and entry.name.startswith(contracts.CLASS_FOLDER_PREFIX)),
-                     key=lambda folder: folder.name)
-    if not folders:
-        found = sorted(entry.name for entry in root.iterdir())
-        raise UserError(f"{root}: no {contracts.CLASS_FOLDER_PREFIX}<name> folders; found "
-                        f"{', '.join(found[:SHOWN]) + (' …' if len(found) > SHOWN else '') if found else 'nothing'}; "
-                        f"make them with {CONVERTERS}")
-    manifest = _read_manifest(root)
-    pairs, skipped = [], []
-    listed = {folder.name: (_list(folder / contracts.IMAGES_FOLDER, skipped),
-                            _list(folder / contracts.MASKS_FOLDER, skipped)) for folder in folders}
-    unused = {f"{name}/{contracts.IMAGES_FOLDER}/{image}" for name, (images, _) in listed.items() for image in images}
-    every_image = frozenset(unused)
-    row_of_mask = {row["mask_path"]: row for row in manifest}
-    row_of_photo = {photo_stem(row["image_path"], row["mask_path"]): row for row in manifest}
-    classes = {row["mask_path"].split("/")[0]: (row["class_id"], row["class_name"]) for row in reversed(manifest)}
-
-    for position, folder in enumerate(folders):
-        images, masks = listed[folder.name]
-        image_of_stem = {PurePosixPath(image).stem: image for image in reversed(images)}
-        image_of_stem |= {image: image for image in images}  # the very same name goes first
-        if folder.name not in classes:
-            class_id, class_name = class_of_folder(printable(folder.name.removeprefix(contracts.CLASS_FOLDER_PREFIX)))
-            classes[folder.name] = (str(position) if class_id is None else class_id, class_name)
-        for mask in masks:
-            mask_path = f"{folder.name}/{contracts.MASKS_FOLDER}/{mask}"
-            row = row_of_mask.get(mask_path)
-            image_path = (row["image_path"] if row else
-                          f"{folder.name}/{contracts.IMAGES_FOLDER}/{_image_for(mask, image_of_stem)}")
-            if image_path not in every_image:
-                skipped.append(Skipped((root / mask_path).as_posix(), "mask without its image"))
-                continue
-            unused.discard(image_path)
-            photo = photo_stem(image_path, mask_path)
-            origin = row or row_of_photo.get(photo)
-            class_id, class_name = (row["class_id"], row["class_name"]) if row else classes[folder.name]
-            pairs.append(Pair((root / image_path).as_posix(), (root / mask_path).as_posix(), class_id, class_name,
-                              *((origin["source_image"], origin["source_split"], origin["source_digest"]) if origin
-                                else (photo, ""))))
-    skipped += [Skipped((root / path).as_posix(), "image without a mask") for path in unused]
-    class_names = sorted({name for _, name in classes.values()} | {row["class_name"] for row in manifest})
-    notes = []
-    if not manifest:
-        notes.append(f"no {root / contracts.MANIFEST_FILE}: classes go by folder name and photos by file name, where "
-                     f"<photo>_0003 is an object of <photo>: {len({pair.source_image for pair in pairs})} photos")
-    return ClassFolders(sorted(pairs), class_names, sorted(skipped), notes)
-
-
-def _read_manifest(root: Path) -> list[dict[str, str]]:
-    """Rows of the manifest, none where there is no manifest."""
-    path = root / contracts.MANIFEST_FILE
-    if not path.exists():
-        return []
-    columns = ("image_path", "mask_path", "class_id", "class_name", "source_image", "source_split")
-    table = read_table(path, columns, CONVERTERS)
-    odd = table.index[~table["source_split"].isin(("", *contracts.SPLITS))]
-    if len(odd):
-        raise UserError(f"{path}: row {odd[0] + 1}, source_split: found {table['source_split'][odd[0]]!r}, expected "
-                        f"{', '.join(contracts.SPLITS)} or nothing")
-    if "source_digest" not in table:  # a manifest of an earlier version
-        table["source_digest"] = ""
-    return table[[*columns, "source_digest"]].to_dict("records")
-
-
-def _list(folder: Path, skipped: list[Skipped]) -> list[str]:
-    """Names of the image files in `folder`, sorted; a folder that is not there has none. Others go to `skipped`."""
-    if not folder.is_dir():
-        return []
-    images = []
-    for path in sorted(entry for entry in folder.iterdir() if entry.is_file() and not entry.name.startswith(".")):
-        text = path.as_posix()
-        if printable(text) != text:
-            skipped.append(Skipped(printable(text), "file name is not UTF-8, as a table must be"))
-        elif path.suffix.lower() not in IMAGE_SUFFIXES:
-            skipped.append(Skipped(text, "not an image file by its name"))
-        else:
-            images.append(path.name)
-    return images
-
-
-def _image_for(mask: str, images: Mapping[str, str]) -> str | None:
-    """The image of that name, of that stem, or of the longest stem that `mask` starts with up to a _ - . or blank."""
-    ends = [len(mask), *(index for index in range(len(mask) - 1, 0, -1) if mask[index] in "_-. ")]
-    return next((images[mask[:end]] for end in ends if mask[:end] in images), None)
-
-
-def photo_stem(image_path: str, mask_path: str) -> str:
-    """What the names say of the photo: a crop, named as its mask, is <photo>_<number>; else the image is the photo or,
-    as <photo>.tile.<x0>.<y0>, a tile of it."""
-    image, mask = PurePosixPath(image_path).stem, PurePosixPath(mask_path).stem
-    return OBJECT_NUMBER.sub("", image) if image == mask else TILE_PLACE.sub("", image)
 
 
 # ---- points -----------------------------------------------------------------------------------------------
@@ -172,7 +38,7 @@ def place_points(folders: ClassFolders, strategy: Strategy, num_workers: int) ->
     masks_of_image = defaultdict(list)
     for pair in folders.pairs:
         masks_of_image[pair.image_path].append(pair.mask_path)
-    digests, found, skipped = {}, {}, list(folders.skipped)
+    digests, points, skipped = {}, {}, list(folders.skipped)
     points_of_image = functools.partial(_points_of_image, strategy=strategy)
     jobs = list(masks_of_image.items())
     with closing(workers.map_in_order(points_of_image, jobs, num_workers, "points")) as results:
@@ -182,21 +48,26 @@ def place_points(folders: ClassFolders, strategy: Strategy, num_workers: int) ->
                 if isinstance(outcome, str):
                     skipped.append(Skipped(mask_path, outcome))
                 else:
-                    found[mask_path] = outcome
-    if not found:
+                    points[mask_path] = outcome
+    if not points:
         reasons = "; ".join(f"{len(paths)} skipped: {reason} (e.g. {paths[0]})"
                             for reason, paths in _by_reason(skipped).items())
         raise UserError(f"no usable pair of image and mask in the class folders{': ' if reasons else ''}{reasons}; "
                         f"make them with {CONVERTERS}")
-    kept = [pair for pair in folders.pairs if pair.mask_path in found]
-    rows = [(pair.image_path, pair.mask_path, pair.class_id, pair.class_name, *found[pair.mask_path],
+    kept = [pair for pair in folders.pairs if pair.mask_path in points]
+    rows = [(pair.image_path, pair.mask_path, pair.class_id, pair.class_name, *points[pair.mask_path],
              pair.source_image, pair.source_split) for pair in kept]
     table = pd.DataFrame(rows, columns=[*contracts.SPLIT_COLUMNS, contracts.SOURCE_COLUMN, "source_split"])
-    groups = [splits.source_group(pair.source_image if PurePosixPath(pair.source_image).suffix.lower() in IMAGE_SUFFIXES
-                                  else pair.source_image + ".png") for pair in kept]
-    groups = splits.merge_groups(groups, [digests[pair.image_path] for pair in kept])
-    table["group"] = splits.merge_groups(groups, [pair.source_digest or group for pair, group in zip(kept, groups)])
+    table["group"] = _groups(kept, [digests[pair.image_path] for pair in kept])
     return table, skipped
+
+
+def _groups(pairs: Sequence[Pair], image_digests: Sequence[str]) -> list[str]:
+    """The photo of each pair, copies under other names and images of identical content counted as one."""
+    groups = [source_group(pair.source_image if PurePosixPath(pair.source_image).suffix.lower() in IMAGE_SUFFIXES
+                           else pair.source_image + ".png") for pair in pairs]
+    groups = merge_groups(groups, image_digests)
+    return merge_groups(groups, [pair.source_digest or group for pair, group in zip(pairs, groups)])
 
 
 def _points_of_image(image_and_masks: tuple[str, Sequence[str]], strategy: Strategy

@@ -4,21 +4,14 @@ Rows (one per object) are given as parallel lists: `groups` names what must stay
 spread evenly. Nothing here depends on the order of the rows.
 """
 
-import re
 from collections import Counter
 from collections.abc import Hashable, Sequence
-from pathlib import PurePosixPath
 from typing import NamedTuple
 
 import numpy as np
 
 from sam_lora.contracts import SPLITS
-from sam_lora.data.class_folders import SPLIT_ALIASES
 
-# Folders that say a file's split or kind, not which photo it is.
-LAYOUT_FOLDERS = frozenset({*SPLIT_ALIASES, "images"})
-# Roboflow's name for one of several exported (augmented) copies of a photo: <photo>.rf.<hash>.jpg
-EXPORTED_COPY = re.compile(r"\.rf\.[0-9A-Za-z_-]{8,}$")
 # Where groups are few: train first, then test, since without a test row there is no score, while training copes
 # without validation.
 PRIORITY = (0, 2, 1)
@@ -28,36 +21,6 @@ class Leak(NamedTuple):
     """Groups that lie in more than one split."""
     groups: list[str]
     rows: dict[str, int]   # val and test rows whose group train has too; for test also those that val has
-
-
-def source_group(source_image: str) -> str:
-    """Source image path (below the data set's folder, with /) -> the photo it is a copy of.
-
-    Exported copies of one photo share a group whatever split folder they lie in; any other file is its own group.
-    """
-    path = PurePosixPath(source_image.replace("\\", "/"))
-    photo = EXPORTED_COPY.sub("", path.stem)
-    if photo == path.stem:
-        return str(path)
-    folders = [part for part in path.parts[:-1] if part.lower() not in LAYOUT_FOLDERS]
-    return "/".join([*folders, photo])
-
-
-def merge_groups(groups: Sequence[str], contents: Sequence[Hashable]) -> list[str]:
-    """Unite groups that share a content (an image file's digest); a united group takes its first name in sort order."""
-    parent = {group: group for group in groups}
-
-    def root(group: str) -> str:
-        while parent[group] != group:
-            parent[group] = parent[parent[group]]
-            group = parent[group]
-        return group
-
-    first: dict[Hashable, str] = {}
-    for group, content in zip(groups, contents):
-        a, b = root(group), root(first.setdefault(content, group))
-        parent[max(a, b)] = min(a, b)
-    return [root(group) for group in groups]
 
 
 def random_split(groups: Sequence[str], class_ids: Sequence[Hashable], fractions: Sequence[float], seed: int

@@ -17,7 +17,8 @@ import torch
 from tqdm import tqdm
 
 from sam_lora import contracts, figures
-from sam_lora.data import class_folders, geometry, imaging
+from sam_lora.data import geometry, imaging
+from sam_lora.data.names import clean_name
 from sam_lora.data.samples import Sample, check_samples, read_prompt, sample_problem
 from sam_lora.errors import UserError
 from sam_lora.files import atomic_path, refuse_existing, refuse_replacing, staged_folder
@@ -167,7 +168,7 @@ def read_prompts(table_path: str | Path, images_dir: str | Path) -> tuple[list[S
             raise UserError(f"{where}: has a label; expected none. A table with ground truth goes to --test_csv")
         image = _path_below(row["image"], root, f"{where}, column image")
         samples.append(Sample(root / image, None, *read_prompt(row, where), image, ""))
-        names.append(class_folders.clean_name(row.get(contracts.CLASS_NAME_COLUMN)) or UNNAMED)
+        names.append(clean_name(row.get(contracts.CLASS_NAME_COLUMN)) or UNNAMED)
     return samples, names
 
 

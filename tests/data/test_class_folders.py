@@ -1,54 +1,22 @@
-"""sam_lora/class_folders.py: exact files and manifest rows for one photo's objects, and names that are safe."""
+"""sam_lora/data/class_folders.py: exact files and manifest rows for one photo's objects."""
 
 import hashlib
 import json
-import unicodedata
 from collections import Counter
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from class_folder_builder import OTHER_OUTPUT, convert, files_in, large_photo, photo, rectangle
 from pycocotools import mask as coco_mask
 
 from sam_lora import contracts
-from sam_lora.data import class_folders
-from sam_lora.data.class_folders import ConversionReport, CropSettings, ObjectClass, SourceImage, SourceObject
-from sam_lora.data.imaging import load_image, load_mask, write_png
-from sam_lora.data.manifest import mask_in_source
+from sam_lora.data.imaging import load_image, load_mask
+from sam_lora.data.sources import SourceImage, SourceObject
 from sam_lora.errors import UserError
-from sam_lora.tables import read_table
 
 WIDTH, HEIGHT = 90, 60
-CLASSES = {"a": ObjectClass(3, "red disc", "Class_3_red_disc"), "b": ObjectClass(5, "bar", "Class_5_bar")}
-
-
-def rectangle(x0: float, y0: float, x1: float, y1: float) -> list[float]:
-    return [x0, y0, x1, y0, x1, y1, x0, y1]
-
-
-def photo(folder: Path, name: str, objects: list[SourceObject], seed: int = 0, **more) -> SourceImage:
-    """Write a noise picture, 90 x 60, and describe it."""
-    path = folder / name
-    write_png(path, np.random.default_rng(seed).integers(0, 255, (HEIGHT, WIDTH, 3), dtype=np.uint8))
-    return SourceImage(path, name, more.pop("split", ""), objects, "labels.txt", **more)
-
-
-def convert(images: list[SourceImage], out: Path, num_workers: int = 0, strict: bool = False,
-            **settings) -> tuple[pd.DataFrame, ConversionReport]:
-    report = ConversionReport("objects", strict, total=sum(len(image.objects) for image in images))
-    with class_folders.staged_output(out, False, False) as staging:
-        class_folders.write_class_folders(images, CLASSES, staging, CropSettings(**settings), num_workers, report)
-    return pd.read_csv(out / contracts.MANIFEST_FILE, keep_default_na=False), report
-
-
-def files_in(folder: Path) -> list[str]:
-    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
-
-
-OTHER = ["classes.json", "conversion_report.csv", "instances.csv", "preview.jpg"]
 
 
 def test_crops_masks_and_manifest(tmp_path: Path):
@@ -60,7 +28,7 @@ def test_crops_masks_and_manifest(tmp_path: Path):
     manifest, report = convert([image], tmp_path / "out", padding=0.1)
     assert files_in(tmp_path / "out") == sorted([
         *(f"Class_3_red_disc/{kind}/x y_{index}.png" for kind in ("images", "masks") for index in ("0001", "12345")),
-        *(f"Class_5_bar/{kind}/x y_0004.png" for kind in ("images", "masks")), *OTHER])
+        *(f"Class_5_bar/{kind}/x y_0004.png" for kind in ("images", "masks")), *OTHER_OUTPUT])
     assert manifest.columns.tolist() == list(contracts.MANIFEST_COLUMNS)
     common = ["sub/x y.png", ""]
     digest = manifest.pop("source_digest")
@@ -94,7 +62,7 @@ def test_no_crop_writes_the_photo_once_a_class(tmp_path: Path):
     manifest, _ = convert([image], tmp_path / "out", no_crop=True)
     assert files_in(tmp_path / "out") == sorted([
         "Class_3_red_disc/images/x.png", "Class_3_red_disc/masks/x_0001.png", "Class_3_red_disc/masks/x_0002.png",
-        "Class_5_bar/images/x.png", "Class_5_bar/masks/x_0003.png", *OTHER])
+        "Class_5_bar/images/x.png", "Class_5_bar/masks/x_0003.png", *OTHER_OUTPUT])
     assert manifest.image_path.tolist() == ["Class_3_red_disc/images/x.png"] * 2 + ["Class_5_bar/images/x.png"]
     assert manifest[["crop_x0", "crop_y0", "crop_x1", "crop_y1"]].to_numpy().tolist() == [[0, 0, WIDTH, HEIGHT]] * 3
     assert np.array_equal(load_image(tmp_path / "out/Class_5_bar/images/x.png"), load_image(image.path))
@@ -117,14 +85,14 @@ def test_every_object_is_a_crop_or_a_counted_reason(tmp_path: Path):
     assert manifest.mask_area.tolist() == [300, 70, HEIGHT * WIDTH]
     skipped = pd.read_csv(tmp_path / "out" / "conversion_report.csv", keep_default_na=False)
     assert skipped.to_numpy().tolist() == [
-        ["no.txt", "good", "picture cannot be read", "not an image that can be read"],
+        ["no.txt", "good", "photo cannot be read", "not an image that can be read"],
         ["labels.txt", "small", "smaller than --min_size", "9 x 9 px"],
-        ["labels.txt", "outside", "covers no pixel of the picture", ""],
+        ["labels.txt", "outside", "covers no pixel of the photo", ""],
         ["labels.txt", "broken RLE", "RLE counts that do not add up to its size", ""],
-        ["labels.txt", "RLE of a square picture", "RLE of another size than its picture", ""]]
+        ["labels.txt", "RLE of a square picture", "RLE of another size than its photo", ""]]
     assert report.total == report.crops + len(report.skipped) == 8
     assert next(report.lines()) == "objects: 8 = 3 crops + 5 skipped"
-    with pytest.raises(UserError, match=r"no\.txt: good: picture cannot be read"):
+    with pytest.raises(UserError, match=r"no\.txt: good: photo cannot be read"):
         convert([image, no_picture], tmp_path / "strict", strict=True)
     assert not (tmp_path / "strict").exists()
 
@@ -173,83 +141,7 @@ def test_a_single_split_is_no_split(tmp_path: Path, splits: tuple[str, str], exp
     assert convert(images, tmp_path / "out")[0].source_split.tolist() == expected
 
 
-# ---- names ------------------------------------------------------------------------------------------------
-
-@pytest.mark.parametrize(("name", "slug"), [
-    ("crack", "crack"), ("minor crack", "minor_crack"), ("a/b", "a_b"), ("..", "unnamed"), ("../../etc", "etc"),
-    ("", "unnamed"), (".hidden", "hidden"), ("what? *really*", "what___really"), ("trailing. ", "trailing"),
-    ("C:\\x", "C__x"), ("strauß 图像", "strauß_图像"), (unicodedata.normalize("NFD", "é"), "é"), ("हिन्दी", "हिन्दी"),
-    ("x" * 300, "x" * 80), ("图" * 100, "图" * 26), ("a\nb\0c", "a_b_c"), ("type 1.5-b", "type_1.5-b")])
-def test_class_slug(name: str, slug: str):
-    assert class_folders.class_slug(name) == slug
-
-
-def test_class_folder_names_differ_where_case_does_not_count():
-    labels = {"1": "Car", "2": "car", "3": "a b", "4": "a/b", "5": "a_b-2"}
-    assert class_folders.class_folder_names(labels) == {
-        "1": "Class_Car", "2": "Class_car-2", "3": "Class_a_b", "4": "Class_a_b-2", "5": "Class_a_b-2-2"}
-
-
-@settings(max_examples=80, deadline=None)
-@given(st.lists(st.text(), max_size=8))
-def test_any_class_names_give_safe_different_folders(names: list[str]):
-    folders = list(class_folders.class_folder_names({str(i): name for i, name in enumerate(names)}).values())
-    assert len({folder.casefold() for folder in folders}) == len(names)
-    for folder in folders:
-        assert len(folder.encode()) < 120 and not set(folder) & set('/\\:*?"<>|\0 \n') and folder[-1] != "."
-
-
-def stems(*names: str) -> list[str]:
-    images = [SourceImage(Path("/data") / name, name, "", [], "") for name in names]
-    return [image.stem for image in class_folders.with_stems(images)]
-
-
-def test_stems():
-    assert stems("a.jpg", "b.rf.0123.jpg", "c.jpg.jpg") == ["a", "b.rf.0123", "c.jpg"]
-    train, valid = stems("train/a.jpg", "valid/A.png")
-    assert train.startswith("a-") and valid.startswith("A-") and len({train, valid}) == 2
-    assert stems("valid/A.png", "train/a.jpg") == [valid, train]  # whatever the order
-    for name in ("a.tile.0.96.jpg", "a.tile.0.96_0001.jpg", "a_0003.jpg"):
-        whole, like_another = stems("a.jpg", name)
-        assert whole == "a" and like_another.startswith(f"{name[:-4]}-")
-    assert stems("b.jpg", "a.tile.0.96.jpg") == ["b", "a.tile.0.96"]
-    whole, like_a_mask = stems("a.jpg", "a_0001.jpg")
-    assert whole == "a" and like_a_mask.startswith("a_0001-")
-    assert stems("clip_0001.jpg", "clip_0002.jpg") == ["clip_0001", "clip_0002"]
-    assert len(stems("图" * 80 + ".jpg")[0].encode()) < 200
-
-
-@settings(max_examples=80, deadline=None)
-@given(st.lists(st.text(alphabet="aA_01.é:", min_size=1, max_size=9), unique=True, max_size=6))
-def test_mask_names_never_meet(names: list[str]):
-    """No two masks of different photos share a name, nor has a mask the name of another photo, whatever the case."""
-    names = [f"{i}/{name.replace(':', '.tile.0.0')}.jpg" for i, name in enumerate(names)]
-    found = stems(*names)
-    files = [f"{stem}{tile}_{index}".casefold() for stem in found for tile in ("", ".tile.0.0", ".tile.11.0")
-             for index in ("0000", "0001", "00011")]
-    assert len(set(files) | {stem.casefold() for stem in found}) == len(files) + len(found)
-
-
-def test_source_files_leave_out_what_is_no_source(tmp_path: Path):
-    for name in ("a.JPG", "sub/b.png", ".hidden/c.png", "sub/.d.png", "notes.md", "out/Class_x/images/e.png",
-                 "old/instances.csv", "old/Class_x/images/f.png", "labels/a.txt"):
-        (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / "in" / name).write_bytes(b"")
-    (tmp_path / "secret.png").write_bytes(b"")
-    (tmp_path / "in" / "link.png").symlink_to(tmp_path / "secret.png")
-    (tmp_path / "in" / "inside.png").symlink_to(tmp_path / "in" / "a.JPG")
-    found = class_folders.source_files(tmp_path / "in", tmp_path / "in" / "out")
-    assert found == [PurePosixPath(name) for name in ("a.JPG", "inside.png", "sub/b.png")]
-    assert PurePosixPath("labels/a.txt") in class_folders.source_files(tmp_path / "in", tmp_path, (".txt",))
-
-
-@pytest.mark.parametrize(("text", "split"), [("train", "train"), ("Valid", "val"), ("validation", "val"),
-                                             ("TEST", "test"), ("images", ""), ("", "")])
-def test_normalise_split(text: str, split: str):
-    assert class_folders.normalise_split(text) == split
-
-
-# ---- squares, tiles, the preview, the way back ------------------------------------------------------------
+# ---- squares and tiles ------------------------------------------------------------------------------------
 
 CROP_BOX = ["crop_x0", "crop_y0", "crop_x1", "crop_y1"]
 
@@ -263,16 +155,6 @@ def test_square_crops_take_more_context_as_far_as_the_picture_goes(tmp_path: Pat
     assert load_mask(tmp_path / "out" / manifest.mask_path[0]).sum() == 300
 
 
-def large_photo(folder: Path) -> SourceImage:
-    """400 x 300, in tiles of 128 at x 0 90 181 272 and y 0 86 172: a small object, a bar from end to end, a speck."""
-    path = folder / "big.png"
-    write_png(path, np.random.default_rng(5).integers(0, 255, (300, 400, 3), dtype=np.uint8))
-    return SourceImage(path, "big.png", "", [
-        SourceObject(1, "small", "a", (rectangle(100, 90, 120, 110),)),
-        SourceObject(2, "bar", "b", (rectangle(5, 95, 395, 107),)),
-        SourceObject(3, "specks", "a", (rectangle(0, 0, 4, 4), rectangle(390, 290, 394, 294)))], "labels.txt")
-
-
 def test_tiles(tmp_path: Path):
     image = large_photo(tmp_path / "in")
     manifest, report = convert([image], tmp_path / "out", tile=128)
@@ -280,7 +162,7 @@ def test_tiles(tmp_path: Path):
     assert files_in(tmp_path / "out") == sorted([
         "Class_3_red_disc/images/big.tile.90.0.png", "Class_3_red_disc/masks/big.tile.90.0_0001.png",
         *(f"Class_5_bar/images/{tile}.png" for tile in tiles),
-        *(f"Class_5_bar/masks/{tile}_0002.png" for tile in tiles), *OTHER])
+        *(f"Class_5_bar/masks/{tile}_0002.png" for tile in tiles), *OTHER_OUTPUT])
     assert manifest[["source_id", *CROP_BOX]].to_numpy().tolist() == [
         ["small", 90, 0, 218, 128], *(["bar", x, 0, x + 128, 128] for x in (0, 90, 181, 272))]
     assert manifest.mask_area.tolist() == [400, 123 * 12, 128 * 12, 128 * 12, 123 * 12]
@@ -290,61 +172,5 @@ def test_tiles(tmp_path: Path):
     assert report.skipped == [("labels.txt", "specks", "smaller than --min_size in every tile", "")]
     assert list(report.lines())[:3] == [
         "objects: 3 = 2 crops + 1 skipped", "  skipped 1: smaller than --min_size in every tile",
-        "  1 of these crops were too large for a tile and came out in 4 pieces: 5 pairs of image and mask"]
+        "  1 of these crops were too large for a tile and became 4 pieces: 5 pairs of image and mask"]
     assert report.classes == {"red disc": 1, "bar": 4}
-
-
-@pytest.mark.parametrize("shape", [
-    pytest.param({"padding": 0.1}, id="crops"), pytest.param({"padding": 0.5}, id="much context"),
-    pytest.param({"padding": 0.0}, id="no context"), pytest.param({"no_crop": True}, id="whole images"),
-    pytest.param({"square": True}, id="squares"), pytest.param({"tile": 128}, id="tiles"),
-    pytest.param({"tile": 1000}, id="one tile"),
-])
-def test_the_way_back_to_the_photo(tmp_path: Path, shape: dict):
-    """Each mask at its place in the photo; the union of an object's pieces is the object, the crop the photo there."""
-    image = large_photo(tmp_path / "in")
-    out = tmp_path / "out"
-    convert([image], out, min_size=5, **shape)
-    manifest = read_table(out / contracts.MANIFEST_FILE, contracts.MANIFEST_COLUMNS, "")  # cells are text
-    truth = {"small": [(100, 90, 120, 110)], "bar": [(5, 95, 395, 107)],
-             "specks": [(0, 0, 4, 4), (390, 290, 394, 294)]}
-    if shape == {"tile": 128}:
-        del truth["specks"]
-    found = {name: np.zeros((300, 400), bool) for name in truth}
-    whole = load_image(image.path)
-    for row in manifest.to_dict("records"):
-        mask, crop = load_mask(out / row["mask_path"]), load_image(out / row["image_path"])
-        back = mask_in_source(mask, row)
-        assert back.shape == (300, 400) and back.dtype == bool and back.sum() == mask.sum() == int(row["mask_area"])
-        assert np.array_equal(whole[back], crop[mask])
-        found[row["source_id"]] |= back
-    for name, rectangles in truth.items():
-        expected = np.zeros((300, 400), bool)
-        for x0, y0, x1, y1 in rectangles:
-            expected[y0:y1, x0:x1] = True
-        assert np.array_equal(found[name], expected), name
-
-
-def test_a_mask_of_another_size_has_no_way_back(tmp_path: Path):
-    manifest, _ = convert([large_photo(tmp_path / "in")], tmp_path / "out")
-    row = manifest.to_dict("records")[0]
-    with pytest.raises(ValueError, match="the crop has 24 x 24 pixels, the mask 24 x 23"):
-        mask_in_source(np.zeros((23, 24), bool), row)
-
-
-def test_the_preview_shows_every_class_and_is_the_same_each_time(tmp_path: Path):
-    many = [SourceObject(i, f"{i}", "a", (rectangle(i, 5, i + 20, 30),)) for i in range(1, 60)]
-    image = photo(tmp_path / "in", "x.png", [*many, SourceObject(99, "99", "b", (rectangle(50, 30, 90, 60),))])
-    sample = class_folders._PreviewSample()
-    rows = [("Class_a/images/1.png", i) for i in range(500)]
-    for row in rows:
-        sample.add("Class_a", row)
-    sample.add("Class_b", ("Class_b/images/1.png", 0))
-    chosen = sample.rows()
-    assert len(chosen) == class_folders.PREVIEW_CROPS and chosen[-1] == ("Class_b/images/1.png", 0)
-    assert len(set(chosen)) == len(chosen) and max(number for _, number in chosen) > 250  # not the first ones
-    for name in ("one", "two"):
-        convert([image], tmp_path / name)
-    previews = [(tmp_path / name / contracts.PREVIEW_FILE).read_bytes() for name in ("one", "two")]
-    assert previews[0] == previews[1]
-    assert load_image(tmp_path / "one" / contracts.PREVIEW_FILE).shape[0] > 1000
