@@ -18,7 +18,7 @@ from torch import Tensor
 
 from sam_lora.errors import UserError
 from sam_lora.files import atomic_path
-from sam_lora.model.lora import add_lora, merge_lora, trainable_parameters
+from sam_lora.model.lora import LoraSettings, add_lora, merge_lora, trainable_parameters
 from sam_lora.model.meta import Sam
 from sam_lora.model.sam import load_sam
 from sam_lora.model.sam_types import SAM_TYPES
@@ -36,13 +36,13 @@ def library_versions() -> dict[str, str]:
     return {name: version(name) for name in ("torch", "segment-anything", "peft", "numpy")}
 
 
-def prepare_for_training(sam: Sam, lora: Mapping[str, Any], train_decoder: bool) -> list[str]:
-    """Add LoRA by the header's settings and free the mask decoder; the prompt encoder stays frozen.
+def prepare_for_training(sam: Sam, lora: LoraSettings | Mapping[str, Any], train_decoder: bool) -> list[str]:
+    """Add LoRA and unfreeze the mask decoder if it trains; the prompt encoder stays frozen.
 
-    Returns the adapted layers' names. Training and loading both come through here, so both see the same tensors.
+    `lora` may also be the mapping of a checkpoint's header. Returns the adapted layers' names. Training and loading
+    both come through here, so that both have the same trainable tensors.
     """
-    adapted = add_lora(sam, lora["rank"], lora["alpha"], lora["dropout"], lora["targets"], lora["blocks"],
-                       lora.get("rslora", False), lora.get("dora", False))  # absent in the first checkpoints
+    adapted = add_lora(sam, lora if isinstance(lora, LoraSettings) else LoraSettings.from_header(lora))
     sam.mask_decoder.requires_grad_(train_decoder)
     return adapted
 

@@ -17,7 +17,7 @@ from sam_lora.model.attention import (
     narrow_attention,
     speed_up,
 )
-from sam_lora.model.lora import add_lora, merge_lora
+from sam_lora.model.lora import LoraSettings, add_lora, merge_lora
 from sam_lora.model.sam import checkpoint_blocks
 from sam_lora.model.sam_types import SAM_TYPES
 
@@ -108,7 +108,7 @@ def test_gradients_are_those_of_finite_differences(monkeypatch):
 def prepared(model_type: str, image_size: int, targets: list[str], dropout: float = 0.0):
     """A stock SAM with LoRA whose both halves are random, and a fast copy of it."""
     sam = random_sam(model_type, image_size)
-    add_lora(sam, 4, 8, dropout, targets)
+    add_lora(sam, LoraSettings(4, 8, dropout, tuple(targets)))
     with torch.no_grad():
         for name, parameter in sam.named_parameters():
             if "lora_B" in name:
