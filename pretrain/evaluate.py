@@ -1,6 +1,6 @@
-"""Measure the small SAM: held-out procedural crops and whole scenes, and real pictures it never saw.
+"""Measure the small SAM on held-out procedural crops and whole scenes, and on tables of real photos.
 
-Reads   the weights; training tables ({split}_reformatted.csv) of real data, if any are named
+Reads   the weights; the training tables ({split}_reformatted.csv) that --tables names
 Writes  OUTPUT (JSON), and prints it
 
     python pretrain/evaluate.py --num_crops 1000 --num_scenes 1000 --output pretrain/evaluation.json
@@ -16,11 +16,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from sam_lora import cli
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from sam_lora.model.meta import Sam
 
 MODEL_TYPE = "vit_mini"
-SEEDS = {"crops": 2_000_000, "scenes": 3_000_000, "simple": 4_000_000}  # training: < 1_000_000
+SEEDS = {"crops": 2_000_000, "scenes": 3_000_000, "simple": 4_000_000}  # those of training are below 1_000_000
 BATCH = 16
+PROMPTS = (1, 3, 5, 0)  # numbers of points; 0 is a box
 
 
 def get_args_parser() -> argparse.ArgumentParser:
@@ -28,13 +31,13 @@ def get_args_parser() -> argparse.ArgumentParser:
     data = parser.add_argument_group("data")
     data.add_argument("--num_crops", type=cli.non_negative_int, default=1000, metavar="N", help="procedural crops")
     data.add_argument("--num_scenes", type=cli.non_negative_int, default=1000, metavar="N",
-                      help="procedural whole scenes, one region prompted in each")
+                      help="procedural whole scenes with one region prompted in each")
     data.add_argument("--num_simple", type=cli.non_negative_int, default=40, metavar="N",
                       help="simple scenes for SamAutomaticMaskGenerator")
-    data.add_argument("--tables", nargs="*", default=[], metavar="NAME=CSV", help="training tables of real data")
+    data.add_argument("--tables", nargs="*", default=[], metavar="NAME=CSV", help="training tables of real photos")
     run = parser.add_argument_group("run")
-    run.add_argument("--checkpoint", metavar="FILE", help="weights; default: the ones that ship")
-    run.add_argument("--threads", type=cli.positive_int, default=2, metavar="N")
+    run.add_argument("--checkpoint", metavar="FILE", help="SAM weights (.pth); default: those that ship")
+    run.add_argument("--threads", type=cli.positive_int, default=2, metavar="N", help="of PyTorch")
     cli.add_device(run)
     out = parser.add_argument_group("output")
     out.add_argument("--output", metavar="FILE", help="JSON file; default: only printed")
@@ -43,8 +46,6 @@ def get_args_parser() -> argparse.ArgumentParser:
 
 def main(args: argparse.Namespace) -> None:
     import json
-    import os
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
     import torch
 
@@ -75,65 +76,70 @@ def main(args: argparse.Namespace) -> None:
 
 
 def measure_procedural(sam: "Sam", kind: str, count: int) -> dict[str, float]:
-    """Mean IoU by prompt of the single mask, the best of three for one point, and the rank correlation of its scores.
+    """Mean IoU by prompt on procedural crops or scenes, and the rank correlation of predicted and true IoU.
 
-    Masks are compared on the half-size grid of the model frame that training uses.
+    Masks are compared on the half-size grid of the model frame, as in training.
     """
     import cv2
     import numpy as np
+    from scene_batches import collate
+    from scene_samples import samples
+    cv2.setNumThreads(1)
+    stream = samples(SEEDS[kind], sam.image_encoder.img_size, 1, float(kind == "scenes"), crops_a_scene=1)
+    scores: dict[str, list[float]] = {}
+    for start in range(0, count, BATCH):
+        batch = collate([next(stream) for _ in range(min(BATCH, count - start))])
+        batch = {name: tensor.to(sam.pixel_mean.device) for name, tensor in batch.items()}
+        for name, values in score_prompts(sam, batch).items():
+            scores.setdefault(name, []).extend(values)
+    correlation = spearman(scores.pop("predicted"), scores.pop("true"))
+    return {"n": count, **{name: round(float(np.mean(values)), 4) for name, values in scores.items()},
+            "spearman_predicted_iou": round(correlation, 4)}
+
+
+def score_prompts(sam: "Sam", batch: dict[str, "Tensor"]) -> dict[str, list[float]]:
+    """The IoU of each mask of a batch, one per image, by prompt; for one point also that of the three masks.
+
+    `predicted` and `true` are the IoU of the three masks as the model and the ground truth have it.
+    """
     import torch
 
     from sam_lora.model.encode import preprocess
     from sam_lora.model.prompts import Prompts, decode_all, upscale_to_frame
-    sys.path.insert(0, str(Path(__file__).resolve().parent))
-    from scenes import samples
-    cv2.setNumThreads(1)
-    device = sam.pixel_mean.device
-    stream = samples(SEEDS[kind], sam.image_encoder.img_size, 1, float(kind == "scenes"), crops_a_scene=1)
-    scores: dict[str, list[float]] = {}
-    predicted, true, shares = [], [], []
-    for start in range(0, count, BATCH):
-        batch = [next(stream) for _ in range(min(BATCH, count - start))]
-        images = torch.from_numpy(np.stack([sample.image for sample in batch])).permute(0, 3, 1, 2).to(device)
-        sizes = torch.tensor([sample.input_size for sample in batch], device=device)
-        masks = torch.from_numpy(np.concatenate([sample.masks for sample in batch])).bool().to(device)
-        points = torch.from_numpy(np.concatenate([sample.positive for sample in batch])).to(device)
-        boxes = torch.from_numpy(np.concatenate([sample.boxes for sample in batch])).to(device)
-        shares += [float(mask.sum()) * 4 / (size[0] * size[1]) for mask, size in zip(masks, sizes.tolist())]
-        with torch.inference_mode():
-            embeddings = sam.image_encoder(preprocess(images, sizes, sam))
-            for number in (1, 3, 5, 0):
-                labels = torch.ones(len(batch), number, device=device)
-                prompts = Prompts(points[:, :number], labels, boxes if number == 0 else None)
-                low_res, scored = decode_all(sam, embeddings, prompts)
-                found = upscale_to_frame(low_res, masks.shape[-1]) > 0
-                inside = (found & masks[:, None]).sum(dim=(2, 3))
-                iou = inside / (found | masks[:, None]).sum(dim=(2, 3)).clamp(min=1)
-                scores.setdefault(f"points_{number}" if number else "box", []).extend(iou[:, 0].tolist())
-                if number == 1:
-                    scores.setdefault("points_1_best_of_3", []).extend(iou[:, 1:].amax(dim=1).tolist())
-                    chosen = scored[:, 1:].argmax(dim=1, keepdim=True)
-                    scores.setdefault("points_1_chosen_of_3", []).extend(iou[:, 1:].gather(1, chosen)[:, 0].tolist())
-                    predicted += scored[:, 1:].flatten().tolist()
-                    true += iou[:, 1:].flatten().tolist()
-    report = {name: round(float(np.mean(values)), 4) for name, values in scores.items()}
-    report["whole_frame_as_mask"] = round(float(np.mean(shares)), 4)
-    report["spearman_predicted_iou"] = round(spearman(predicted, true), 4)
-    return {"n": count, **report}
+    masks, points = batch["masks"].bool(), batch["positive"]
+    scores = {}
+    with torch.inference_mode():
+        embeddings = sam.image_encoder(preprocess(batch["images"], batch["input_sizes"], sam))
+        for number in PROMPTS:
+            labels = torch.ones(len(masks), number, device=masks.device)
+            prompts = Prompts(points[:, :number], labels, None if number else batch["boxes"])
+            low_res, predicted = decode_all(sam, embeddings, prompts)
+            segmented = upscale_to_frame(low_res, masks.shape[-1]) > 0
+            intersection = (segmented & masks[:, None]).sum(dim=(2, 3))
+            iou = intersection / (segmented | masks[:, None]).sum(dim=(2, 3)).clamp(min=1)
+            scores[f"points_{number}" if number else "box"] = iou[:, 0].tolist()
+            if number == 1:
+                three, chosen = iou[:, 1:], predicted[:, 1:].argmax(dim=1, keepdim=True)
+                scores["points_1_best_of_3"] = three.amax(dim=1).tolist()
+                scores["points_1_chosen_of_3"] = three.gather(1, chosen)[:, 0].tolist()
+                scores["predicted"], scores["true"] = predicted[:, 1:].flatten().tolist(), three.flatten().tolist()
+    sizes = batch["input_sizes"].tolist()
+    scores["whole_frame_as_mask"] = [float(mask.sum()) * 4 / (h * w) for mask, (h, w) in zip(masks, sizes)]
+    return scores
 
 
 def measure_automatic(sam: "Sam", count: int) -> dict[str, float]:
-    """SamAutomaticMaskGenerator, 16 x 16 points, on simple scenes, with its own thresholds and with lower ones.
+    """SamAutomaticMaskGenerator with 16 x 16 points on simple scenes, with its own thresholds and with lower ones.
 
-    A region counts as found where one of the masks has an IoU of 0.5 (0.75) with it or more.
+    A region counts as found if a mask has an IoU of at least 0.5 (0.75) with it.
     """
     import cv2
     import numpy as np
-    sys.path.insert(0, str(Path(__file__).resolve().parent))
-    from scenes import OBJECT, simple_scene
-    from segment_anything import SamAutomaticMaskGenerator
+    from painter import OBJECT
+    from scenes import simple_scene
     from textures import TextureBank
 
+    from sam_lora.model.meta import SamAutomaticMaskGenerator
     from sam_lora.results import metrics
     cv2.setNumThreads(1)
     report: dict[str, float] = {"n_scenes": count}
@@ -144,7 +150,7 @@ def measure_automatic(sam: "Sam", count: int) -> dict[str, float]:
         best, masks_made = [], []
         for _ in range(count):
             scene = simple_scene(rng, bank)
-            masks = [found["segmentation"] for found in generator.generate(scene.image)]
+            masks = [mask["segmentation"] for mask in generator.generate(scene.image)]
             masks_made.append(len(masks))
             labels = scene.labels[OBJECT]
             best += [max((metrics.iou(mask, labels == number) for mask in masks), default=0.0)
@@ -156,7 +162,7 @@ def measure_automatic(sam: "Sam", count: int) -> dict[str, float]:
 
 
 def measure_table(sam: "Sam", path: str) -> dict[str, float]:
-    """Mean IoU at full resolution with the table's own points, beside taking each whole crop as its mask."""
+    """Mean IoU at full resolution with the table's points, and that of the whole crop taken as the mask."""
     import contextlib
 
     import numpy as np
@@ -170,11 +176,11 @@ def measure_table(sam: "Sam", path: str) -> dict[str, float]:
     side = sam.image_encoder.img_size
     dataset = PromptedImages(rows, side, 16, with_targets=False, with_masks=True)
     loader = make_loader(dataset, side, BATCH, 0, pin_memory=False)
-    found = [(metrics.iou(p.mask, p.truth), p.truth.mean(), p.predicted_iou)
-             for p in predict(sam, batches(loader), sam.pixel_mean.device, contextlib.nullcontext())]
-    iou, whole, scored = np.array(found).T
+    scored = [(metrics.iou(p.mask, p.truth), p.truth.mean(), p.predicted_iou)
+              for p in predict(sam, batches(loader), sam.pixel_mean.device, contextlib.nullcontext())]
+    iou, whole, predicted = np.array(scored).T
     return {"n": len(iou), "points": round(float(iou.mean()), 4), "whole_crop_as_mask": round(float(whole.mean()), 4),
-            "spearman_predicted_iou": round(spearman(scored, iou), 4)}
+            "spearman_predicted_iou": round(spearman(predicted, iou), 4)}
 
 
 def spearman(first, second) -> float:

@@ -1,17 +1,19 @@
-"""Muon: momentum whose steps are made orthogonal, for the weight matrices inside a network (Jordan et al. 2024).
+"""Muon: momentum with orthogonalised steps, for the weight matrices inside a network (Jordan et al. 2024).
 
 torch.optim.Muon iterates in bfloat16, which a CPU without bfloat16 units emulates ten times slower; this one stays in
-float32 and treats all matrices of one shape together.
+float32 and handles all matrices of one shape together.
 """
 
 from collections.abc import Iterable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from sam_lora.model.meta import Sam
 
 
 def orthogonalise(matrices: Tensor, steps: int = 5) -> Tensor:
-    """(K, rows, columns) -> about the nearest matrices whose singular values are all one: Newton-Schulz, quintic."""
+    """(K, rows, columns) -> roughly the nearest matrices with all singular values one: quintic Newton-Schulz."""
     tall = matrices.shape[1] > matrices.shape[2]
     x = matrices.transpose(1, 2) if tall else matrices
     x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
@@ -22,7 +24,7 @@ def orthogonalise(matrices: Tensor, steps: int = 5) -> Tensor:
 
 
 class Muon(torch.optim.Optimizer):
-    """Steps are scaled to the size AdamW's usually have, so the two share a learning rate and weight decay."""
+    """Steps are scaled to the usual size of AdamW's, so that both take the same learning rate and weight decay."""
 
     def __init__(self, params: Iterable[Tensor] | list[dict], lr: float, momentum: float = 0.95,
                  weight_decay: float = 0.0) -> None:
@@ -48,3 +50,17 @@ class Muon(torch.optim.Optimizer):
                 for parameter, update in zip(parameters, updates):
                     parameter.mul_(1 - group["lr"] * group["weight_decay"])
                     parameter.add_(update, alpha=-group["lr"] * size)
+
+
+def make_optimisers(sam: Sam, weight_decay: float) -> list[torch.optim.Optimizer]:
+    """[Muon for the matrices between features, AdamW for everything else]; `lr_scale` multiplies the learning rate.
+
+    The patch embedding learns at a tenth of the rate: its inputs are so much alike that a full step upsets everything.
+    """
+    matrices = [module.weight for module in sam.modules() if isinstance(module, nn.Linear) and module.out_features > 4]
+    patch = list(sam.image_encoder.patch_embed.parameters())
+    taken = {id(parameter) for parameter in matrices + patch}
+    rest = [parameter for parameter in sam.parameters() if id(parameter) not in taken]
+    return [Muon([{"params": matrices, "lr_scale": 2.0}], lr=1e-3, weight_decay=weight_decay),
+            torch.optim.AdamW([{"params": rest, "lr_scale": 1.0}, {"params": patch, "lr_scale": 0.1}], lr=1e-3,
+                              betas=(0.9, 0.99), weight_decay=0.0, fused=True)]

@@ -1,6 +1,6 @@
-"""Procedural grey textures and the palettes that colour them: what the scenes and the demo data are painted with.
+"""Procedural grey textures and the palettes that colour them; scenes and demo data are painted with both.
 
-A field is (H, W) uint8 that uses most of 0..255; a palette is a (256, 3) uint8 table from field value to RGB.
+A field is (H, W) uint8 and uses most of 0 to 255; a palette is a (256, 3) uint8 table from a field's values to RGB.
 """
 
 from collections.abc import Callable
@@ -10,7 +10,7 @@ import numpy as np
 
 
 def noise(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
-    """Multi-octave value noise: from cloudy to grainy, sometimes stretched along one axis like wood or fibres."""
+    """Multi-octave value noise, cloudy to grainy, sometimes stretched along one axis like wood or fibres."""
     field = np.zeros((height, width), np.float32)
     stretch = np.exp(rng.uniform(-1.6, 1.6)) if rng.random() < 0.35 else 1.0
     cell = rng.uniform(0.1, 0.6) * max(height, width)
@@ -37,7 +37,7 @@ def stripes(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
 
 
 def cells(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
-    """Voronoi cells: each its own grey, or only their walls, or their domes."""
+    """Voronoi cells: flat greys, domes, or only their walls."""
     count = int(np.exp(rng.uniform(np.log(20), np.log(500))))
     seeds = np.full((height, width), 255, np.uint8)
     seeds[rng.integers(0, height, count), rng.integers(0, width, count)] = 0
@@ -75,7 +75,7 @@ KINDS: tuple[Callable[[np.random.Generator, int, int], np.ndarray], ...] = (
 
 
 def texture(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
-    """A field (height, width) of a random kind, sometimes two kinds over each other."""
+    """A field (height, width) of a random kind, sometimes of two kinds blended."""
     field = KINDS[rng.integers(len(KINDS))](rng, height, width)
     if rng.random() < 0.2:
         field = cv2.addWeighted(field, 0.6, KINDS[rng.integers(len(KINDS))](rng, height, width), 0.4, 0)
@@ -83,7 +83,7 @@ def texture(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
 
 
 def palette(rng: np.random.Generator, base: np.ndarray, contrast: float, grey: bool) -> np.ndarray:
-    """A (256, 3) uint8 table around the RGB colour `base`: dark to light by `contrast`, with a drift of hue."""
+    """A (256, 3) uint8 table around the RGB colour `base`: dark to light by `contrast`, with drifting hue."""
     steps = np.linspace(-1, 1, 256, dtype=np.float32)[:, None]
     colours = np.asarray(base, np.float32) + steps * contrast
     if not grey:
@@ -93,18 +93,18 @@ def palette(rng: np.random.Generator, base: np.ndarray, contrast: float, grey: b
 
 
 class TextureBank:
-    """A stock of square fields to cut from, because making one costs more than painting a whole object."""
+    """A stock of square fields to cut from, because making a field costs more than painting a whole object."""
 
     def __init__(self, rng: np.random.Generator, count: int = 96, side: int = 256) -> None:
         self.side = side
         self.fields = [texture(rng, side, side) for _ in range(count)]
 
     def refresh(self, rng: np.random.Generator) -> None:
-        """Replace one field by a new one."""
+        """Replace one field with a new one."""
         self.fields[rng.integers(len(self.fields))] = texture(rng, self.side, self.side)
 
     def cut(self, rng: np.random.Generator, height: int, width: int) -> np.ndarray:
-        """A field (height, width) from a random place, turned, mirrored and zoomed at random."""
+        """A field (height, width) cut at random: position, zoom, rotation by 90 degrees, mirroring."""
         zoom = np.exp(rng.uniform(-0.7, 0.9))
         need_y, need_x = max(2, int(height / zoom)), max(2, int(width / zoom))
         turn = rng.random() < 0.5

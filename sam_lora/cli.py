@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from sam_lora.errors import UserError
+from sam_lora.model.sam_types import SAM_TYPES
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
@@ -180,7 +181,7 @@ def add_split_tables(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup
 
 def add_model(group: argparse._ActionsContainer) -> None:
     """Which SAM, and where its weights are."""
-    group.add_argument("--model_type", choices=("vit_b", "vit_l", "vit_h", "vit_mini"), default="vit_b",
+    group.add_argument("--model_type", choices=SAM_TYPES, default="vit_b",
                        help="SAM's published sizes, or the small one that ships with this project")
     group.add_argument("--checkpoint", metavar="FILE",
                        help="base SAM weights (.pth); default: looked up in weights/ and downloaded there")

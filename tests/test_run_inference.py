@@ -411,7 +411,7 @@ def test_an_image_that_breaks_in_a_worker_leaves_nothing(run, crops, tmp_path):
 @pytest.mark.parametrize(("make", "message"), [
     pytest.param(None, "expected a checkpoint of train.py", id="missing"),
     pytest.param(lambda path, base: path.write_bytes(b"random"), "cannot be read", id="a random file"),
-    pytest.param(lambda path, base: torch.save(random_sam("vit_mini").state_dict(), path), "is no LoRA checkpoint",
+    pytest.param(lambda path, base: torch.save(random_sam("vit_mini").state_dict(), path), "is not a LoRA checkpoint",
                  id="base weights"),
     pytest.param(lambda path, base: (torch.save(random_sam("vit_mini", seed=3).state_dict(), path.parent / "o.pth"),
                                      make_checkpoint(path, path.parent / "o.pth")),

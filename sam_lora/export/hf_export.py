@@ -1,12 +1,12 @@
-"""SAM as a folder that `SamModel.from_pretrained` and `SamProcessor.from_pretrained` of transformers load.
+"""SAM as a folder for `SamModel.from_pretrained` and `SamProcessor.from_pretrained` of transformers.
 
-Sizes of every kind that this project builds fit HF's classes: width, depth, heads, image size, decoder width and its
-MLP, windows or global attention in each block are all settings there.
+Every type that this project builds fits HF's classes: width, depth, heads, image size, decoder width and its MLP, and
+windowed or global attention in each block are all settings there.
 """
 
 import contextlib
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,10 +14,9 @@ import torch
 from torch import Tensor
 
 from sam_lora.errors import UserError
-from sam_lora.export import parity
-from sam_lora.export.parity import Probe
-from sam_lora.model.meta import Sam
-from sam_lora.model.sam_types import SAM_TYPES  # mends torchvision, which transformers imports too
+from sam_lora.export.parity import Probe, Reference, allowed_difference
+from sam_lora.model.meta import Sam  # mends torchvision, which transformers imports too
+from sam_lora.model.sam_types import SAM_TYPES
 
 if TYPE_CHECKING:
     import transformers
@@ -27,7 +26,7 @@ PE_MATRIX = "prompt_encoder.pe_layer.positional_encoding_gaussian_matrix"
 PE_MATRIX_NAMES = ("shared_image_embedding.positional_embedding",
                    "prompt_encoder.shared_embedding.positional_embedding")
 
-# Meta's name -> HF's, applied in turn to each key
+# Meta's names -> HF's; all are applied to each key, in this order
 RENAMES = tuple((re.compile(pattern), new) for pattern, new in (
     (r"^image_encoder\.", "vision_encoder."),
     (r"^vision_encoder\.patch_embed\.proj\.", "vision_encoder.patch_embed.projection."),
@@ -47,7 +46,7 @@ RENAMES = tuple((re.compile(pattern), new) for pattern, new in (
     (r"\.output_upscaling\.0\.", ".upscale_conv1."),
     (r"\.output_upscaling\.1\.", ".upscale_layer_norm."),
     (r"\.output_upscaling\.3\.", ".upscale_conv2."),
-    # the three layers of each small MLP; not the transformer's, whose layers are numbered alike
+    # the three layers of each small MLP; not the transformer's, whose layers are numbered the same way
     (r"(hypernetworks_mlps\.\d+|iou_prediction_head)\.layers\.0\.", r"\1.proj_in."),
     (r"(hypernetworks_mlps\.\d+|iou_prediction_head)\.layers\.1\.", r"\1.layers.0."),
     (r"(hypernetworks_mlps\.\d+|iou_prediction_head)\.layers\.2\.", r"\1.proj_out."),
@@ -55,7 +54,7 @@ RENAMES = tuple((re.compile(pattern), new) for pattern, new in (
 
 
 def require_transformers() -> None:
-    """Raise UserError unless the package is there."""
+    """Raise UserError unless the package is installed."""
     try:
         import transformers  # noqa: F401
     except ImportError as error:
@@ -63,7 +62,7 @@ def require_transformers() -> None:
 
 
 def hf_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A state dict with Meta's keys -> one with HF's. The positional matrix stands there twice."""
+    """A state dict with Meta's keys -> one with HF's, which has the positional matrix twice."""
     renamed = {}
     for name, tensor in state.items():
         for new_name in PE_MATRIX_NAMES if name == PE_MATRIX else (hf_name(name),):
@@ -72,7 +71,7 @@ def hf_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def hf_name(name: str) -> str:
-    """HF's name of a key of Meta's, other than PE_MATRIX."""
+    """HF's name for one of Meta's keys, other than PE_MATRIX."""
     for pattern, new in RENAMES:
         name = pattern.sub(new, name)
     return name
@@ -81,23 +80,23 @@ def hf_name(name: str) -> str:
 def hf_config(model_type: str, image_size: int) -> "transformers.SamConfig":
     """The settings of HF's SamModel for a type of SAM_TYPES at an image size."""
     from transformers import SamConfig, SamMaskDecoderConfig, SamPromptEncoderConfig, SamVisionConfig
-    kind = SAM_TYPES[model_type]
+    sam_type = SAM_TYPES[model_type]
     return SamConfig(
         vision_config=SamVisionConfig(
-            hidden_size=kind.embed_dim, output_channels=kind.prompt_embed_dim, num_hidden_layers=kind.depth,
-            num_attention_heads=kind.num_heads, image_size=image_size, patch_size=kind.patch_size,
-            window_size=kind.window_size, global_attn_indexes=list(kind.global_attn_indexes),
-            num_pos_feats=kind.prompt_embed_dim // 2),
+            hidden_size=sam_type.embed_dim, output_channels=sam_type.prompt_embed_dim, num_hidden_layers=sam_type.depth,
+            num_attention_heads=sam_type.num_heads, image_size=image_size, patch_size=sam_type.patch_size,
+            window_size=sam_type.window_size, global_attn_indexes=list(sam_type.global_attn_indexes),
+            num_pos_feats=sam_type.prompt_embed_dim // 2),
         prompt_encoder_config=SamPromptEncoderConfig(
-            hidden_size=kind.prompt_embed_dim, image_size=image_size, patch_size=kind.patch_size),
+            hidden_size=sam_type.prompt_embed_dim, image_size=image_size, patch_size=sam_type.patch_size),
         mask_decoder_config=SamMaskDecoderConfig(
-            hidden_size=kind.prompt_embed_dim, mlp_dim=kind.decoder_mlp_dim,
-            iou_head_hidden_dim=kind.iou_head_hidden_dim,
+            hidden_size=sam_type.prompt_embed_dim, mlp_dim=sam_type.decoder_mlp_dim,
+            iou_head_hidden_dim=sam_type.iou_head_hidden_dim,
             layer_norm_eps=1e-5))  # segment_anything's; HF's default is 1e-6
 
 
 def save_hf(sam: Sam, model_type: str, folder: Path) -> None:
-    """Write config, weights and processor settings of a merged `sam` into an empty folder."""
+    """Write the configuration, weights and processor settings of a merged `sam` into an empty folder."""
     from transformers import SamImageProcessor, SamModel, SamProcessor
     side = sam.image_encoder.img_size
     with _quiet():
@@ -112,22 +111,23 @@ def save_hf(sam: Sam, model_type: str, folder: Path) -> None:
 
 
 def load_hf(folder: Path, name: object = None) -> "transformers.SamModel":
-    """The folder's model in eval mode, from the disk alone. UserError where any tensor is missing or left over.
+    """A folder's model in eval mode, read without a network. Raises UserError if a tensor is missing or unknown.
 
-    `name` is what the error calls the folder, if not by its path.
+    `name` is what the error calls the folder; default: its path.
     """
     from transformers import SamModel
     with _quiet():
         model, info = SamModel.from_pretrained(folder, local_files_only=True, output_loading_info=True)
-    wrong = [f"{what.replace('_', ' ')}: {sorted(map(str, found))[0]}" for what, found in info.items() if found]
-    if wrong:
-        raise UserError(f"{name or folder}: not kept, does not load whole in transformers ({'; '.join(wrong)})")
+    problems = [f"{kind.replace('_', ' ')}: {sorted(map(str, keys))[0]}" for kind, keys in info.items() if keys]
+    if problems:
+        raise UserError(f"{name or folder}: not kept, because transformers cannot load all of it "
+                        f"({'; '.join(problems)})")
     return model.eval()
 
 
 @torch.inference_mode()
 def hf_logits(model: "transformers.SamModel", probe: Probe) -> Tensor:
-    """All four masks of a probe's prompts (K, 4, 4h, 4w)."""
+    """All four masks of a probe's prompts: (K, 4, 4h, 4w)."""
     embeddings = model.get_image_embeddings(probe.frame)
     logits = []
     for prompts, mask_input in zip(probe.prompts, probe.mask_inputs):
@@ -139,18 +139,15 @@ def hf_logits(model: "transformers.SamModel", probe: Probe) -> Tensor:
     return torch.cat(logits)
 
 
-def check_hf(folder: Path, probes: Sequence[Probe], expected: Sequence[Tensor], name: object, source: object) -> float:
-    """The largest difference of logits of a folder's model; a UserError where it is too large."""
+def check_hf(folder: Path, reference: Reference, name: object) -> float:
+    """The largest difference of the logits of a folder's model. Raises UserError where it is too large."""
     model = load_hf(folder, name)
-    difference = parity.largest(parity.largest_difference(hf_logits(model, probe), logits)
-                                for probe, logits in zip(probes, expected))
-    parity.check_difference(difference, name, source, parity.allowed_difference(expected))
-    return difference
+    return reference.compare(lambda probe: hf_logits(model, probe), name, allowed_difference(reference.logits))
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without transformers' progress bars and advice."""
+    """Silence transformers' progress bars and advice."""
     from transformers.utils import logging
     bars, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
     logging.disable_progress_bar()

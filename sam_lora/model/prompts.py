@@ -1,8 +1,8 @@
-"""Prompts in, masks out: points and boxes of a batch, the mask decoder, logits at an image's own resolution.
+"""Prompts in, masks out: the points and boxes of a batch, the mask decoder, logits at an image's own resolution.
 
-`Sam.forward` runs under no_grad, and `MaskDecoder.predict_masks` repeats each image embedding once per prompt, so a
-batch of images with their own prompts cannot pass through it. Here the sub-modules are called directly, and the decoder
-takes one embedding per prompt.
+`Sam.forward` runs under no_grad, and `MaskDecoder.predict_masks` repeats every image embedding for each prompt, so a
+batch of images with prompts of their own cannot pass through them. Here the sub-modules are called directly, and the
+decoder takes one embedding per prompt.
 """
 
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ class Prompts:
     """The prompts of N masks, in pixels of the model frame.
 
     `point_coords` (N, P, 2) xy and `point_labels` (N, P): 1 foreground, 0 background, -1 no point (rows with fewer than
-    P points end in -1). `boxes` (N, 4) xyxy, NaN for a row without a box; None if no row has one.
+    P points end in -1). `boxes` (N, 4) xyxy, NaN in a row without a box; None if no row has a box.
     """
 
     point_coords: Tensor
@@ -39,10 +39,10 @@ class Prompts:
                        None if self.boxes is None else self.boxes[rows])
 
     def groups(self) -> list[Tensor]:
-        """Row indices, together where rows have equally many points and a box or none.
+        """Indices of the rows that can share a call: those with as many points, and alike in having a box or not.
 
-        SAM's padding point takes part in attention, so only rows of one kind can share a call and still equal the
-        one-at-a-time result.
+        SAM attends to padding points too, so only rows of one kind can be decoded together and come out as they would
+        alone.
         """
         counts = (self.point_labels >= 0).sum(dim=1)
         kinds = counts * 2
@@ -51,7 +51,7 @@ class Prompts:
         return [torch.nonzero(kinds == kind).flatten() for kind in kinds.unique()]
 
     def rows(self, index: Tensor) -> "Prompts":
-        """The prompts of one group of rows, without padding points."""
+        """The prompts of one of `groups`, without padding points."""
         labels = self.point_labels[index]
         count = int((labels[0] >= 0).sum()) if len(labels) else 0
         boxes = None if self.boxes is None or self.boxes[index].isnan().any() else self.boxes[index]
@@ -62,25 +62,25 @@ def decode(sam: Sam, image_embeddings: Tensor, prompts: Prompts, mask_input: Ten
            multimask_output: bool = False) -> tuple[Tensor, Tensor]:
     """Masks of N prompts, one image embedding each.
 
-    `image_embeddings` (N, C, h, w): rows that share an image repeat its embedding (index, do not encode again).
-    `mask_input` (N, 1, 4h, 4w) low-resolution logits of an earlier prediction.
+    `image_embeddings` (N, C, h, w): rows that share an image repeat its embedding (index it; do not encode again).
+    `mask_input` (N, 1, 4h, 4w): low-resolution logits of an earlier prediction.
     Returns low-resolution logits (N, M, 4h, 4w) and predicted IoU (N, M); M is 3 with `multimask_output`, else 1.
     """
     masks, iou_predictions = decode_all(sam, image_embeddings, prompts, mask_input)
-    wanted = slice(1, None) if multimask_output else slice(0, 1)
-    return masks[:, wanted], iou_predictions[:, wanted]
+    chosen = slice(1, None) if multimask_output else slice(0, 1)
+    return masks[:, chosen], iou_predictions[:, chosen]
 
 
 def decode_all(sam: Sam, image_embeddings: Tensor, prompts: Prompts,
                mask_input: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """As `decode`, with all four masks: index 0 is the single mask, 1 to 3 the ambiguity masks."""
+    """Like `decode`, but all four masks: index 0 is the single mask, 1 to 3 are the ambiguity masks."""
     groups = prompts.groups()
     if len(groups) == 1:
         return _decode_alike(sam, image_embeddings, prompts.rows(groups[0]), mask_input)
     parts = [_decode_alike(sam, image_embeddings[rows], prompts.rows(rows),
                            None if mask_input is None else mask_input[rows]) for rows in groups]
-    back = torch.cat(groups).argsort()
-    return torch.cat([masks for masks, _ in parts])[back], torch.cat([iou for _, iou in parts])[back]
+    order = torch.cat(groups).argsort()  # back to the order of the rows
+    return torch.cat([masks for masks, _ in parts])[order], torch.cat([iou for _, iou in parts])[order]
 
 
 def _decode_alike(sam: Sam, image_embeddings: Tensor, prompts: Prompts,
@@ -101,16 +101,16 @@ def _decode_alike(sam: Sam, image_embeddings: Tensor, prompts: Prompts,
 
 
 def upscale_to_frame(low_res_masks: Tensor, side: int) -> Tensor:
-    """Low-resolution logits (N, M, 4h, 4w) -> the model frame (N, M, side, side), as SAM does it."""
+    """Low-resolution logits (N, M, 4h, 4w) -> logits of the model frame (N, M, side, side), resized as SAM does."""
     return F.interpolate(low_res_masks, (side, side), mode="bilinear", align_corners=False)
 
 
 def postprocess_masks(low_res_masks: Tensor, side: int, input_size: Sequence[int],
                       original_size: Sequence[int]) -> Tensor:
-    """Logits of one image at its own resolution, exactly `Sam.postprocess_masks`.
+    """Logits of one image at its own resolution, exactly as `Sam.postprocess_masks` computes them.
 
-    `low_res_masks` (N, M, 4h, 4w); `input_size` (h, w) of the picture in the model frame; `original_size` (h, w) of the
-    image. Returns (N, M, H, W) logits: threshold them at MASK_THRESHOLD, after this and never before.
+    `low_res_masks` (N, M, 4h, 4w); `input_size` (h, w) of the image within the model frame; `original_size` (H, W) of
+    the image itself. Returns (N, M, H, W) logits: threshold them at MASK_THRESHOLD after resizing, never before.
     """
     masks = upscale_to_frame(low_res_masks, side)[..., :input_size[0], :input_size[1]]
     return F.interpolate(masks, tuple(original_size), mode="bilinear", align_corners=False)

@@ -1,4 +1,4 @@
-"""Build a SAM of segment_anything's own classes, and load its weights."""
+"""Build a SAM from segment_anything's own classes, and load its weights."""
 
 from collections.abc import Mapping
 from functools import partial
@@ -6,18 +6,22 @@ from pathlib import Path
 
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from sam_lora.errors import UserError
 from sam_lora.model.attention import speed_up
 from sam_lora.model.meta import ImageEncoderViT, MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
 from sam_lora.model.sam_types import SAM_TYPES
-from sam_lora.model.weights import find_weights, read_state_dict, sha256_of
+from sam_lora.model.weights import find_weights, misfit, read_state_dict, sha256_of
+
+PIXEL_MEAN = (123.675, 116.28, 103.53)  # SAM's, of RGB values from 0 to 255
+PIXEL_STD = (58.395, 57.12, 57.375)
 
 
 def build_sam(model_type: str, image_size: int | None = None) -> Sam:
-    """A randomly initialised SAM of segment_anything's own classes, in eval mode.
+    """A randomly initialised SAM in eval mode.
 
-    `image_size` is the side in pixels of the square model frame; None takes the type's own.
+    `image_size` is the side of the square model frame in pixels; None takes the type's own.
     """
     kind = SAM_TYPES[model_type]
     image_size = image_size or kind.image_size
@@ -40,30 +44,11 @@ def build_sam(model_type: str, image_size: int | None = None) -> Sam:
     return sam.eval()
 
 
-def resize_position_embeddings(state: Mapping[str, Tensor], sam: Sam) -> dict[str, Tensor]:
-    """A state dict whose position tables fit `sam`'s image size.
-
-    The absolute table (1, H, W, C) is interpolated bicubically; each relative table (2 * side - 1, C) linearly, as
-    segment_anything's own `get_rel_pos` does. Tables that fit already are passed through untouched.
-    """
-    own = sam.state_dict()
-    resized = dict(state)
-    for name, table in state.items():
-        if name not in own or table.shape == own[name].shape:
-            continue
-        if name == "image_encoder.pos_embed" and table.ndim == 4 and table.shape[3] == own[name].shape[3]:
-            resized[name] = F.interpolate(table.permute(0, 3, 1, 2).float(), own[name].shape[1:3], mode="bicubic",
-                                          align_corners=False).permute(0, 2, 3, 1)
-        elif ".attn.rel_pos_" in name and table.ndim == 2 and table.shape[1] == own[name].shape[1]:
-            resized[name] = F.interpolate(table.T[None].float(), own[name].shape[0], mode="linear")[0].T
-    return resized
-
-
 def load_sam(model_type: str, checkpoint: str | Path | None = None, image_size: int | None = None) -> tuple[Sam, str]:
-    """Build a SAM with its weights: (model in eval mode, SHA-256 of the weights file). Its encoder is the faster one.
+    """Build a SAM and load its weights: (model in eval mode, SHA-256 of the weights file). Its attention is our own.
 
     `checkpoint` names a plain state dict in Meta's format; None finds the type's own file, downloading it if needed.
-    Raises UserError when the file is absent, is no SAM, or is another SAM than `model_type`.
+    Raises UserError when the file does not exist, holds no SAM, or holds a SAM of another type.
     """
     path = Path(checkpoint) if checkpoint is not None else find_weights(model_type)
     state = read_state_dict(path)
@@ -77,18 +62,31 @@ def load_sam(model_type: str, checkpoint: str | Path | None = None, image_size: 
     return sam, sha256_of(path)
 
 
+def resize_position_embeddings(state: Mapping[str, Tensor], sam: Sam) -> dict[str, Tensor]:
+    """A state dict whose position tables fit the image size of `sam`.
+
+    The absolute table (1, H, W, C) is interpolated bicubically; each relative table (2 * side - 1, C) linearly, as
+    segment_anything's own `get_rel_pos` does. Tables that already fit are passed through untouched.
+    """
+    expected = sam.state_dict()
+    resized = dict(state)
+    for name, table in state.items():
+        if name not in expected or table.shape == expected[name].shape:
+            continue
+        if name == "image_encoder.pos_embed" and table.ndim == 4 and table.shape[3] == expected[name].shape[3]:
+            resized[name] = F.interpolate(table.permute(0, 3, 1, 2).float(), expected[name].shape[1:3], mode="bicubic",
+                                          align_corners=False).permute(0, 2, 3, 1)
+        elif ".attn.rel_pos_" in name and table.ndim == 2 and table.shape[1] == expected[name].shape[1]:
+            resized[name] = F.interpolate(table.T[None].float(), expected[name].shape[0], mode="linear")[0].T
+    return resized
+
+
 def load_state(sam: Sam, state: Mapping[str, Tensor], path: Path, model_type: str) -> None:
-    """Strict load; a UserError says what does not fit and which type the file looks like."""
-    own = sam.state_dict()
-    missing = sorted(own.keys() - state.keys())
-    extra = sorted(state.keys() - own.keys())
-    shapes = [name for name in own if name in state and own[name].shape != state[name].shape]
-    if missing or extra or shapes:
-        looks = _guess_type(state)
-        hint = f"; it looks like {looks}: give --model_type {looks}" if looks and looks != model_type else ""
-        example = (missing or extra or shapes)[0]
-        raise UserError(f"{path}: does not fit {model_type} ({len(missing)} keys missing, {len(extra)} left over, "
-                        f"{len(shapes)} of another shape, e.g. {example}){hint}")
+    """Load a state dict strictly; the UserError says what does not fit, and which type the file seems to hold."""
+    if problem := misfit(sam.state_dict(), state):
+        guess = _guess_type(state)
+        hint = f"; it looks like {guess}: give --model_type {guess}" if guess and guess != model_type else ""
+        raise UserError(f"{path}: does not fit {model_type} ({problem}){hint}")
     sam.load_state_dict(state)
 
 
@@ -99,9 +97,6 @@ def _guess_type(state: Mapping[str, Tensor]) -> str | None:
 
 
 def checkpoint_blocks(sam: Sam) -> None:
-    """Recompute each encoder block in the backward pass instead of keeping its activations."""
-    from torch.utils.checkpoint import checkpoint
+    """Make the encoder's blocks recompute their activations in the backward pass instead of keeping them."""
     for block in sam.image_encoder.blocks:
         block.forward = partial(checkpoint, block.forward, use_reentrant=False)
-PIXEL_MEAN = (123.675, 116.28, 103.53)
-PIXEL_STD = (58.395, 57.12, 57.375)

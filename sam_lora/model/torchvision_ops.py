@@ -1,9 +1,9 @@
 """torchvision beside a CPU-only torch.
 
-`segment_anything` imports torchvision. Its wheel on PyPI is built for CUDA: beside a CPU build of torch its
-compiled library does not load, and `import torchvision` stops at "operator torchvision::nms does not exist", because
-it describes two operators that nothing has defined. On such a machine, and only there, the two are defined here, with
-a plain kernel for `nms` (`SamAutomaticMaskGenerator` calls it). Where torchvision is whole nothing is touched.
+torchvision's wheel on PyPI is built for CUDA. Beside a CPU build of torch its compiled library does not load, and
+`import torchvision` fails with "operator torchvision::nms does not exist", because it describes two operators that
+nobody has defined. On such a machine, and only there, this module defines the two, with a plain kernel for `nms`
+(`SamAutomaticMaskGenerator` calls it). A torchvision that works is not touched.
 """
 
 import importlib
@@ -11,11 +11,11 @@ import sys
 
 import torch
 
-_library: torch.library.Library | None = None  # the definitions live as long as this object
+_library: torch.library.Library | None = None  # the definitions last as long as this object
 
 
 def import_torchvision() -> None:
-    """Import torchvision; where its operators are missing, define the two it needs first."""
+    """Import torchvision, first defining the two operators it needs where they are missing."""
     global _library
     try:
         importlib.import_module("torchvision")
@@ -30,13 +30,13 @@ def import_torchvision() -> None:
     _library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
     _library.impl("nms", nms, "CPU")
     extension = importlib.import_module("torchvision").extension
-    extension._has_ops = lambda: True  # torchvision.ops.nms asks this before it calls the operator
+    extension._has_ops = lambda: True  # torchvision.ops.nms asks before it calls the operator
 
 
 def nms(dets: torch.Tensor, scores: torch.Tensor, iou_threshold: float) -> torch.Tensor:
-    """Greedy non-maximum suppression: indices kept, best score first.
+    """Greedy non-maximum suppression: the indices of the boxes kept, best score first.
 
-    `dets` (N, 4) xyxy, `scores` (N,). A box goes when its IoU with a better, kept one is above the threshold.
+    `dets` (N, 4) xyxy, `scores` (N,). A box is dropped if its IoU with a better box that is kept exceeds the threshold.
     """
     order = scores.argsort(descending=True, stable=True)
     boxes = dets[order].float()

@@ -1,6 +1,7 @@
 """The folder for transformers: every key, every size, the same logits, the same pictures."""
 
 import re
+import sys
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from conftest import random_sam
 
 from sam_lora.errors import UserError
 from sam_lora.export import hf_export, parity
+from sam_lora.model.meta import ResizeLongestSide
 from sam_lora.model.prompts import postprocess_masks
 from sam_lora.model.sam import build_sam, load_sam
 from sam_lora.model.sam_types import SAM_TYPES
@@ -92,20 +94,19 @@ def test_a_folder_that_lacks_a_tensor_is_refused(tmp_path, saved):
     tensors = load_file(tmp_path / "model.safetensors")
     tensors["mask_decoder.left_over"] = tensors.pop("mask_decoder.iou_token.weight")
     save_file(tensors, tmp_path / "model.safetensors", {"format": "pt"})
-    with pytest.raises(UserError, match=re.escape(f"{tmp_path}: not kept, does not load whole")):
+    with pytest.raises(UserError, match=re.escape(f"{tmp_path}: not kept, because transformers cannot load all of it")):
         hf_export.load_hf(tmp_path)
 
 
 def test_other_weights_are_not_kept(saved):
     folder, _ = saved
     other = random_sam("vit_mini", seed=5)
-    probes = list(parity.make_probes(other, 1))
-    expected = [parity.our_logits(other, probe) for probe in probes]
-    with pytest.raises(UserError, match="sam_hf: not kept, its logits differ"):
-        hf_export.check_hf(folder, probes, expected, "sam_hf", "x.ckpt")
+    reference = parity.Reference.of(other, "x.ckpt", parity.make_probes(other, 1))
+    with pytest.raises(UserError, match="sam_hf: not kept, because its logits differ"):
+        hf_export.check_hf(folder, reference, "sam_hf")
 
 
 def test_without_transformers_one_line_says_what_to_install(monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "transformers", None)
+    monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(UserError, match="--hf needs the package transformers .*pip install transformers"):
         hf_export.require_transformers()

@@ -15,12 +15,12 @@ def sam():
     return random_sam("vit_mini", 128)
 
 
-def test_probes_lie_and_stand_and_have_every_kind_of_prompt(sam):
+def test_probes_are_landscape_and_portrait_and_have_every_kind_of_prompt(sam):
     probes = list(parity.make_probes(sam, 4, seed=3))
     for number, probe in enumerate(probes):
         height, width = probe.original_size
         assert (height < width) == (number % 2 == 0)
-        h, w = probe.picture.shape[:2]
+        h, w = probe.image.shape[:2]
         assert max(h, w) == 128 and abs(h / w - height / width) < 0.02
         assert [prompts.point_labels[0].tolist() for prompts in probe.prompts] == [
             [1], [1, 1, 0, 1, 0], [], [1, 0], [1, 1, 1]]
@@ -31,8 +31,8 @@ def test_probes_lie_and_stand_and_have_every_kind_of_prompt(sam):
         padding = ~frame_mask(torch.tensor([[h, w]]), 128)
         assert (probe.frame[padding.expand_as(probe.frame)] == 0).all()
     again = list(parity.make_probes(sam, 4, seed=3))
-    assert all(np.array_equal(one.picture, other.picture) for one, other in zip(probes, again))
-    assert not np.array_equal(probes[0].picture, next(parity.make_probes(sam, 1, seed=4)).picture)
+    assert all(np.array_equal(one.image, other.image) for one, other in zip(probes, again))
+    assert not np.array_equal(probes[0].image, next(parity.make_probes(sam, 1, seed=4)).image)
 
 
 def test_sam_predictor_and_ours_agree_on_every_prompt(sam):
@@ -54,8 +54,17 @@ def test_what_is_kept(found, kept):
     if kept:
         parity.check_difference(difference, "a.onnx", "b.ckpt")
     else:
-        with pytest.raises(UserError, match=r"a\.onnx: not kept, its logits differ by .* from those of b\.ckpt"):
+        with pytest.raises(UserError, match=r"a\.onnx: not kept, .* logits differ by .* from those of b\.ckpt"):
             parity.check_difference(difference, "a.onnx", "b.ckpt")
+
+
+def test_a_reference_compares_on_every_probe(sam):
+    reference = parity.Reference.of(sam, "b.ckpt")
+    assert len(reference.probes) == 2
+    assert reference.compare(lambda probe: parity.our_logits(sam, probe), "a.onnx") < 1e-5
+    second = reference.probes[1]
+    with pytest.raises(UserError, match=r"a\.onnx: not kept"):
+        reference.compare(lambda probe: parity.our_logits(sam, probe) + (probe is second), "a.onnx")
 
 
 def test_the_largest_difference_does_not_hide_one_that_is_not_a_number():

@@ -30,18 +30,18 @@ def test_another_base_is_refused(mini_checkpoint, tmp_path):
 
 
 @pytest.mark.parametrize(("change", "message"), [
-    pytest.param(lambda content: content["state"].popitem(), "1 tensors missing, 0 left over", id="tensor missing"),
-    pytest.param(lambda content: content["state"].update(extra=torch.zeros(1)), "0 tensors missing, 1 left over",
-                 id="tensor left over"),
-    pytest.param(lambda content: content["header"]["lora"].update(rank=5), "of another shape",
+    pytest.param(lambda content: content["state"].popitem(), "tensors missing: 1, unknown: 0", id="tensor missing"),
+    pytest.param(lambda content: content["state"].update(extra=torch.zeros(1)), "tensors missing: 0, unknown: 1",
+                 id="unknown tensor"),
+    pytest.param(lambda content: content["header"]["lora"].update(rank=5), "of another shape: 12; e.g.",
                  id="rank of another run"),
     pytest.param(lambda content: content["header"].update(model_type="vit_x"), "unknown model type 'vit_x'",
                  id="unknown model"),
     pytest.param(lambda content: content["header"].pop("lora"), "incomplete \\(lora missing", id="header without LoRA"),
     pytest.param(lambda content: content.update(format_version=99), "format version 99, expected 1", id="newer format"),
-    pytest.param(lambda content: content.update(format="x"), "is no LoRA checkpoint", id="another file of torch"),
+    pytest.param(lambda content: content.update(format="x"), "is not a LoRA checkpoint", id="another file of torch"),
 ])
-def test_what_does_not_fit_is_said(mini_weights, tmp_path, change, message):
+def test_errors_name_what_does_not_fit(mini_weights, tmp_path, change, message):
     path = make_checkpoint(tmp_path / "x.ckpt", mini_weights)
     content = torch.load(path, weights_only=True)
     change(content)
@@ -61,7 +61,7 @@ class Trap:
     pytest.param(b"", id="empty"), pytest.param(b"not a checkpoint", id="text"),
     pytest.param(pickle.dumps(Trap()), id="a pickle that runs code"),
 ])
-def test_a_strangers_file_is_one_line_and_runs_nothing(tmp_path, monkeypatch, content):
+def test_a_foreign_file_gives_one_line_and_runs_no_code(tmp_path, monkeypatch, content):
     monkeypatch.chdir(tmp_path)
     path = tmp_path / "x.ckpt"
     path.write_bytes(content)
@@ -71,7 +71,7 @@ def test_a_strangers_file_is_one_line_and_runs_nothing(tmp_path, monkeypatch, co
 
 
 def test_base_weights_are_no_checkpoint_and_the_other_way_round(mini_weights, mini_checkpoint):
-    with pytest.raises(UserError, match="is no LoRA checkpoint"):
+    with pytest.raises(UserError, match="is not a LoRA checkpoint"):
         load_checkpoint(mini_weights)
     with pytest.raises(UserError, match="is a LoRA checkpoint of train.py; expected base SAM weights"):
         load_sam("vit_mini", mini_checkpoint)

@@ -5,7 +5,7 @@ import torch
 from conftest import random_sam
 
 from sam_lora.errors import UserError
-from sam_lora.model.lora import add_lora, check_gradients, merge_lora, trainable_parameters
+from sam_lora.model.lora import LoraSettings, add_lora, check_gradients, merge_lora, trainable_parameters
 
 
 @pytest.fixture
@@ -20,13 +20,13 @@ def embed(sam, seed=0):
 
 
 @pytest.mark.parametrize(("targets", "blocks", "layers", "parameters"), [
-    pytest.param(["qkv"], None, 6, 6 * 4 * (160 + 480), id="every qkv"),
-    pytest.param(["qkv", "proj"], 2, 4, 2 * 4 * (160 + 480 + 160 + 160), id="attention of the last two blocks"),
-    pytest.param(["lin1", "lin2"], 1, 2, 4 * 2 * (160 + 640), id="MLP of the last block"),
-    pytest.param(["qkv"], 0, 0, 0, id="none"),
+    pytest.param(("qkv",), None, 6, 6 * 4 * (160 + 480), id="every qkv"),
+    pytest.param(("qkv", "proj"), 2, 4, 2 * 4 * (160 + 480 + 160 + 160), id="attention of the last two blocks"),
+    pytest.param(("lin1", "lin2"), 1, 2, 4 * 2 * (160 + 640), id="MLP of the last block"),
+    pytest.param(("qkv",), 0, 0, 0, id="none"),
 ])
 def test_layers_and_parameters_are_those_asked_for(sam, targets, blocks, layers, parameters):
-    adapted = add_lora(sam, 4, 8, 0.0, targets, blocks)
+    adapted = add_lora(sam, LoraSettings(4, 8, targets=targets, blocks=blocks))
     assert len(adapted) == layers
     assert sum(parameter.numel() for parameter in trainable_parameters(sam).values()) == parameters
     assert all("lora_" in name and name.startswith("image_encoder.blocks.") for name in trainable_parameters(sam))
@@ -36,7 +36,7 @@ def test_vit_b_gets_the_count_that_its_shape_says():
     from sam_lora.model.sam import build_sam
     with torch.device("meta"):
         sam = build_sam("vit_b")
-    assert len(add_lora(sam, 8, 16, 0.0, ["qkv"])) == 12
+    assert len(add_lora(sam, LoraSettings(8, 16))) == 12
     assert sum(parameter.numel() for parameter in trainable_parameters(sam).values()) == 294_912
 
 
@@ -57,7 +57,7 @@ def check_merging(sam, base, names) -> None:
 def test_fresh_lora_changes_nothing_and_merged_lora_equals_unmerged(sam):
     base = embed(sam)
     names = sam.state_dict().keys()
-    add_lora(sam, 4, 8, 0.0, ["qkv", "lin2"])
+    add_lora(sam, LoraSettings(4, 8, targets=("qkv", "lin2")))
     assert torch.equal(embed(sam), base)
     check_merging(sam, base, names)
 
@@ -66,7 +66,7 @@ def test_fresh_lora_changes_nothing_and_merged_lora_equals_unmerged(sam):
 def test_other_kinds_start_at_the_base_and_merge(sam, kind):
     base = embed(sam)
     names = sam.state_dict().keys()
-    add_lora(sam, 4, 8, 0.0, ["qkv", "lin1"], **{kind: True})
+    add_lora(sam, LoraSettings(4, 8, targets=("qkv", "lin1"), **{kind: True}))
     assert (embed(sam) - base).abs().max() < 1e-4
     assert any("magnitude" in name for name in trainable_parameters(sam)) == (kind == "dora")
     check_merging(sam, base, names)
@@ -74,18 +74,31 @@ def test_other_kinds_start_at_the_base_and_merge(sam, kind):
 
 def test_rslora_is_scaled_by_the_root_of_the_rank(sam):
     from peft.tuners.lora import LoraLayer
-    add_lora(sam, 16, 32, 0.0, ["qkv"], rslora=True)
+    add_lora(sam, LoraSettings(16, 32, rslora=True))
     scales = {layer.scaling["default"] for layer in sam.modules() if isinstance(layer, LoraLayer)}
     assert scales == {32 / 16 ** 0.5}
 
 
+def test_settings_go_to_a_header_of_plain_types_and_back():
+    settings = LoraSettings(8, 16.0, 0.1, ("proj", "qkv"), 3, rslora=True)
+    header = settings.to_header()
+    assert header == {"rank": 8, "alpha": 16.0, "dropout": 0.1, "targets": ["proj", "qkv"], "blocks": 3,
+                      "rslora": True, "dora": False}
+    assert LoraSettings.from_header(header) == settings
+
+
+def test_headers_from_before_rslora_and_dora_are_read():
+    header = {"rank": 4, "alpha": 8, "dropout": 0.0, "targets": ["qkv"], "blocks": None}
+    assert LoraSettings.from_header(header) == LoraSettings(4, 8, 0.0, ("qkv",), None, False, False)
+
+
 def test_too_many_blocks_is_an_error(sam):
     with pytest.raises(UserError, match="this SAM has 6 blocks"):
-        add_lora(sam, 4, 8, 0.0, ["qkv"], 7)
+        add_lora(sam, LoraSettings(4, 8, blocks=7))
 
 
 def test_check_gradients_names_a_tensor_that_gets_none(sam):
-    add_lora(sam, 4, 8, 0.0, ["qkv"])
+    add_lora(sam, LoraSettings(4, 8))
     sam.image_encoder(torch.randn(1, 3, 128, 128)).sum().backward()
     check_gradients(sam)
     first = next(iter(trainable_parameters(sam)))

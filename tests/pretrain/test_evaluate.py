@@ -1,4 +1,4 @@
-"""The figures of the small SAM: the same for the same weights, and every one the README names."""
+"""Measuring the small SAM: the same numbers for the same weights, and all those that the README names."""
 
 import json
 import sys
@@ -7,13 +7,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "pretrain"))
+from sam_lora.errors import UserError
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "pretrain"))
 import evaluate
 
 PROCEDURAL = {"n", "points_1", "points_1_best_of_3", "points_1_chosen_of_3", "points_3", "points_5", "box",
               "whole_frame_as_mask", "spearman_predicted_iou"}
-AUTOMATIC = {"n_scenes", "n_regions", *(f"{settings}_{what}" for settings in ("default", "lower")
-                                        for what in ("masks_a_scene", "found_at_0.5", "found_at_0.75"))}
+AUTOMATIC = {"n_scenes", "n_regions", *(f"{settings}_{name}" for settings in ("default", "lower")
+                                        for name in ("masks_a_scene", "found_at_0.5", "found_at_0.75"))}
 
 
 def measure(crops, output: Path) -> dict:
@@ -23,7 +25,7 @@ def measure(crops, output: Path) -> dict:
     return json.loads(output.read_text())
 
 
-def test_all_figures_are_there_and_repeat(crops, tmp_path):
+def test_all_measurements_are_there_and_repeat(crops, tmp_path):
     report = measure(crops, tmp_path / "first.json")
     assert set(report) == {"sha256", "crops", "scenes", "automatic", "mine"}
     assert set(report["crops"]) == set(report["scenes"]) == PROCEDURAL
@@ -40,7 +42,6 @@ def test_rank_correlation_is_of_ranks():
     assert evaluate.spearman(first, -first ** 3) == pytest.approx(-1)
 
 
-def test_a_table_needs_a_name(tmp_path):
-    from sam_lora.errors import UserError
+def test_a_table_needs_a_name():
     with pytest.raises(UserError, match="expected NAME=FILE"):
         evaluate.main(evaluate.get_args_parser().parse_args(["--tables", "test.csv"]))
