@@ -1,43 +1,26 @@
 """train.py: the loop, its files, resuming, and what bad input gets."""
 
 import math
+import os
 import re
 import signal
 import subprocess
 import sys
-import time
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from training_runs import ROOT, command_line, files, log_of, run
 
-import train
 from sam_lora import contracts
 from sam_lora.errors import UserError
 from sam_lora.model.checkpoints import load_checkpoint, load_tuned_sam, prepare_for_training
 from sam_lora.model.sam import load_sam
 
-ROOT = Path(train.__file__).parent
 LOG_COLUMNS = ["epoch", "train_loss", "val_loss", "train_iou", "val_iou", "learning_rate", "seconds", "images_per_s",
                "data_wait", "peak_memory_mb", "skipped_steps"]
-MEASURED = ["seconds", "images_per_s", "data_wait", "peak_memory_mb"]  # differ from run to run
-
-
-def command_line(crops, mini_weights, save_dir: Path, *more: str) -> list[str]:
-    return ["--train_csv", str(crops.train_csv), "--val_csv", str(crops.val_csv), "--model_type", "vit_mini",
-            "--checkpoint", str(mini_weights), "--save_dir", str(save_dir), "--num_workers", "0", "--batch_size", "2",
-            "--num_epochs", "2", "--image_size", "128", *more]
-
-
-def run(*arguments: str) -> None:
-    train.main(train.get_args_parser().parse_args([*arguments]))
-
-
-def files(folder: Path) -> set[str]:
-    return {path.name for path in folder.iterdir()}
 
 
 def test_a_run_leaves_its_files_and_a_log_that_starts_untuned(crops, mini_weights, tmp_path, capsys):
@@ -89,8 +72,7 @@ def test_two_and_two_epochs_equal_four(crops, mini_weights, tmp_path):
     run(*halves, "--stop_after_epoch", "2")
     assert "sam_lora_final.ckpt" not in files(tmp_path / "halves")
     run(*halves, "--resume")
-    logs = [pd.read_csv(tmp_path / name / "training_log.csv").drop(columns=MEASURED) for name in ("four", "halves")]
-    pd.testing.assert_frame_equal(*logs, check_exact=True)
+    pd.testing.assert_frame_equal(log_of(tmp_path / "four"), log_of(tmp_path / "halves"), check_exact=True)
     for name in ("last.ckpt", "sam_lora_final.ckpt"):
         states = [load_checkpoint(tmp_path / folder / name)["state"] for folder in ("four", "halves")]
         assert states[0].keys() == states[1].keys()
@@ -105,28 +87,13 @@ def test_averaged_weights_are_what_is_validated_and_kept_and_go_on_after_a_stop(
     with pytest.raises(UserError, match="was trained with --ema"):
         run(*command_line(crops, mini_weights, tmp_path / "halves", "--num_epochs", "3", "--resume"))
     run(*command_line(crops, mini_weights, tmp_path / "halves", *flags, "--resume"))
-    logs = [pd.read_csv(tmp_path / name / "training_log.csv").drop(columns=MEASURED) for name in ("whole", "halves")]
-    pd.testing.assert_frame_equal(*logs, check_exact=True)
+    pd.testing.assert_frame_equal(log_of(tmp_path / "whole"), log_of(tmp_path / "halves"), check_exact=True)
     run(*command_line(crops, mini_weights, tmp_path / "plain", "--num_epochs", "3"))
     plain, last = (load_checkpoint(tmp_path / name / "last.ckpt") for name in ("plain", "whole"))
-    own, average = last["training"]["weights"], last["state"]
-    assert all(torch.equal(own[name], plain["state"][name]) for name in own)  # averaging changes no step
-    assert any(not torch.equal(own[name], average[name]) for name in own)
+    weights, average = last["training"]["weights"], last["state"]
+    assert all(torch.equal(weights[name], plain["state"][name]) for name in weights)  # averaging changes no step
+    assert any(not torch.equal(weights[name], average[name]) for name in weights)
     assert all(torch.equal(average[name], last["training"]["average"][name]) for name in average)
-
-
-def test_full_memory_is_told_with_figures_and_the_flags_to_try_in_order():
-    def said(*flags: str) -> str:
-        return train.out_of_memory(train.get_args_parser().parse_args(["--model_type", "vit_b", *flags]),
-                                   23_400_000_000, 24_000_000_000)
-    text = said("--batch_size", "8")
-    assert "23.4 of 24.0 GB" in text and "--batch_size 8" in text and "\n" not in text
-    tries = ["--grad_checkpoint", "--batch_size 4 --grad_accum 2", "--prompts_per_image 2", "--image_size 512",
-             "--lora_blocks 4"]
-    assert text.index("in this order") < text.index(tries[0])
-    assert [text.index(flag) for flag in tries] == sorted(text.index(flag) for flag in tries)
-    assert "--grad_checkpoint" not in said("--batch_size", "1", "--grad_checkpoint")
-    assert "--batch_size 0" not in said("--batch_size", "1")
 
 
 def test_a_loss_that_is_not_finite_skips_the_step_and_ten_in_a_row_end_the_run(crops, mini_weights, tmp_path):
@@ -141,37 +108,6 @@ def test_gradient_accumulation_equals_the_larger_batch(crops, mini_weights, tmp_
     states = [load_checkpoint(tmp_path / name / "last.ckpt")["state"] for name in ("large", "added")]
     moved = [(states[0][key] - states[1][key]).abs().max().item() for key in states[0]]
     assert max(moved) < 2e-4  # one AdamW step moves each weight by up to the learning rate, 1e-3
-
-
-@pytest.mark.parametrize("flags", [
-    pytest.param(("--loss", "focal_dice"), id="focal + Dice"),
-    pytest.param(("--loss", "bce_dice", "--multimask_weight", "0"), id="BCE + Dice, single mask only"),
-    pytest.param(("--lora_blocks", "2", "--lora_targets", "qkv", "proj", "lin1", "lin2"),
-                 id="last two blocks, all layers"),
-    pytest.param(("--lora_blocks", "0"), id="decoder only"),
-    pytest.param(("--no-train_decoder",), id="LoRA only"),
-    pytest.param(("--image_size", "256"), id="the model's own frame"),
-    pytest.param(("--precision", "bf16"), id="bf16"),
-    pytest.param(("--precision", "bf16", "--lora_blocks", "2", "--cache_precision", "bf16"), id="bf16 features, bf16"),
-    pytest.param(("--lora_blocks", "0", "--cache_precision", "fp16", "--loss", "bce_dice"), id="fp16 features"),
-    pytest.param(("--grad_checkpoint",), id="recomputed blocks"),
-    pytest.param(("--num_workers", "2"), id="two workers"),
-    pytest.param(("--color_jitter", "0.3", "--ema", "0.9"), id="colours and averaged weights"),
-    pytest.param(("--rslora", "--lora_targets", "qkv", "proj"), id="rsLoRA"),
-    pytest.param(("--dora",), id="DoRA"),
-])
-def test_options_run_and_what_they_write_loads(crops, mini_weights, tmp_path, flags):
-    run(*command_line(crops, mini_weights, tmp_path / "out", "--num_epochs", "1", *flags))
-    tuned, header = load_tuned_sam(tmp_path / "out" / "sam_lora_final.ckpt", mini_weights)
-    assert tuned.image_encoder.img_size == header["image_size"] == (256 if "--image_size" in flags else 128)
-    assert all(torch.isfinite(tensor).all() for tensor in tuned.state_dict().values())
-
-
-def test_recomputing_blocks_changes_no_number(crops, mini_weights, tmp_path):
-    run(*command_line(crops, mini_weights, tmp_path / "kept", "--num_epochs", "1"))
-    run(*command_line(crops, mini_weights, tmp_path / "again", "--num_epochs", "1", "--grad_checkpoint"))
-    losses = [pd.read_csv(tmp_path / name / "training_log.csv")["train_loss"][1] for name in ("kept", "again")]
-    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
 
 def test_without_validation_the_last_epoch_is_final(crops, mini_weights, tmp_path):
@@ -190,21 +126,6 @@ def test_patience_ends_a_run_that_does_not_improve(crops, mini_weights, tmp_path
     assert list(pd.read_csv(tmp_path / "out" / "training_log.csv")["epoch"]) == [0, 1, 2, 3]
     said = capsys.readouterr().out
     assert "no better validation IoU for 2 epochs" in said and "did NOT help" in said
-
-
-def test_keep_top_ranks_by_iou_and_drops_the_displaced(tmp_path):
-    top = []
-    for epoch, iou in enumerate((0.3, 0.5, 0.2, 0.6), start=1):
-        train.keep_top(top, 2, tmp_path, {"epoch": epoch, "metrics": {"val_iou": iou}}, {})
-    assert files(tmp_path) == {"sam-lora-epoch=02-val_iou=0.5000.ckpt", "sam-lora-epoch=04-val_iou=0.6000.ckpt"}
-    assert top == [[0.6, 4], [0.5, 2]]
-
-
-def test_schedule_rises_then_falls_to_zero():
-    factors = [train.schedule(step, 100, 0.1) for step in range(101)]
-    assert factors[:10] == pytest.approx(np.linspace(0.1, 1, 10))
-    assert factors[10] == 1 and factors[100] == pytest.approx(0)
-    assert all(a >= b for a, b in pairwise(factors[10:]))
 
 
 def test_a_run_is_never_overwritten_unasked(crops, mini_weights, tmp_path):
@@ -299,7 +220,7 @@ def test_resume_refuses_another_kind_of_run(crops, mini_weights, tmp_path):
 @pytest.mark.parametrize("flags", [
     pytest.param(("--resume", "--overwrite"), id="resume and overwrite"),
     pytest.param(("--lora_blocks", "0", "--no-train_decoder"), id="nothing to train"),
-    pytest.param(("--feature_cache", "--flip"), id="kept features of mirrored images"),
+    pytest.param(("--feature_cache", "--flip"), id="features of mirrored images"),
     pytest.param(("--batch_size", "0"), id="batch of none"),
     pytest.param(("--lora_targets", "q_proj"), id="layer SAM does not have"),
     pytest.param(("--train", "x.csv"), id="abbreviated flag"),
@@ -313,53 +234,17 @@ def test_contradicting_flags_exit_with_2(flags):
 
 def test_ctrl_c_leaves_the_last_epoch_and_says_how_to_go_on(crops, mini_weights, tmp_path):
     out = tmp_path / "out"
-    process = subprocess.Popen(
-        [sys.executable, str(ROOT / "train.py"),
-         *command_line(crops, mini_weights, out, "--num_epochs", "500", "--patience", "500")],
-        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 120
-    while not (out / "last.ckpt").exists() and time.monotonic() < deadline:
-        time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
-    said = process.communicate(timeout=60)[1]
+    command = [sys.executable, str(ROOT / "train.py"),
+               *command_line(crops, mini_weights, out, "--num_epochs", "500", "--patience", "500")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                          env={**os.environ, "PYTHONUNBUFFERED": "1"}) as process:
+        assert any(line.startswith("epoch 1:") for line in process.stdout)  # printed once last.ckpt is there
+        process.send_signal(signal.SIGINT)
+        printed = process.communicate(timeout=60)[1]
     assert process.returncode == 130
-    assert "Traceback" not in said and "--resume" in said and "stopped by Ctrl-C" in said
+    assert "Traceback" not in printed and "--resume" in printed and "stopped by Ctrl-C" in printed
     assert load_checkpoint(out / "last.ckpt")["header"]["epoch"] >= 1
     assert not [name for name in files(out) if name.startswith(".partial-")]
-
-
-SAVE_FOREVER = """
-import sys, torch
-from pathlib import Path
-from sam_lora.model.checkpoints import save_checkpoint
-header = {"model_type": "vit_mini", "image_size": 256, "base_sha256": "", "train_decoder": True, "epoch": 0,
-          "prompt": "", "metrics": {}, "lora": {"rank": 1, "alpha": 1, "dropout": 0, "targets": [], "blocks": None}}
-for number in range(10 ** 9):
-    save_checkpoint(Path(sys.argv[1]), header | {"epoch": number}, {"x": torch.full((500_000,), float(number))})
-    print(number, flush=True)
-"""
-
-
-def test_kill_during_a_save_leaves_a_whole_checkpoint(tmp_path):
-    path = tmp_path / "last.ckpt"
-    for attempt in range(4):
-        process = subprocess.Popen([sys.executable, "-c", SAVE_FOREVER, str(path)], stdout=subprocess.PIPE, text=True,
-                                   cwd=ROOT)
-        process.stdout.readline()
-        time.sleep(0.011 * (attempt + 1))
-        process.kill()
-        process.communicate()
-        content = load_checkpoint(path)
-        assert bool((content["state"]["x"] == content["header"]["epoch"]).all())
-
-
-def test_prompt_kind_names_points_and_boxes(crops):
-    from sam_lora.data.samples import read_samples
-    rows = pd.read_csv(crops.train_csv, dtype=str)
-    rows["box"] = "[1,1,20,20]"
-    rows.loc[0, "points"] = "[[5,5]]"
-    rows.to_csv(crops.train_csv, index=False)
-    assert train.prompt_kind(read_samples(crops.train_csv)) == "1-3 points and box"
 
 
 def test_default_settings_follow_the_model_type(crops, mini_weights, tmp_path):
@@ -405,105 +290,3 @@ def test_lora_settings_reach_the_model(mini_weights):
     blocks = [f"image_encoder.blocks.{number}.attn" for number in (4, 5)]
     assert sorted(adapted) == [f"{block}.{layer}" for block in blocks for layer in ("proj", "qkv")]
     assert all(re.search(r"lora_[AB]", name) for name, p in sam.named_parameters() if p.requires_grad)
-
-
-# ---- frozen work is done once ---------------------------------------------------------------------------------
-
-@pytest.fixture
-def frozen_work():
-    """Names of what ran: "patch_embed" for each batch that entered a frozen encoder, "decoded" for each image file."""
-    from segment_anything.modeling.image_encoder import PatchEmbed
-    from torch.nn.modules.module import register_module_forward_hook
-
-    from sam_lora.model import batches as dataset
-    seen = []
-    hook = register_module_forward_hook(
-        lambda module, inputs, output: seen.append("patch_embed") if isinstance(module, PatchEmbed) else None)
-    load_image = dataset.load_image
-
-    def counted(path):
-        seen.append("decoded")
-        return load_image(path)
-    dataset.load_image = counted
-    yield seen
-    dataset.load_image = load_image
-    hook.remove()
-
-
-@pytest.mark.parametrize(("flags", "ram_gb"), [
-    pytest.param(("--lora_blocks", "2"), "4", id="last two blocks"),
-    pytest.param(("--lora_blocks", "0"), "4", id="encoder frozen"),
-    pytest.param(("--lora_blocks", "2", "--grad_checkpoint", "--num_workers", "1"), "0",
-                 id="recomputed blocks, features from disk, a worker"),
-    pytest.param(("--feature_cache", "--prompt_sampling", "table"), "0.00001", id="all blocks train"),
-])
-def test_kept_features_change_no_number(crops, mini_weights, tmp_path, flags, ram_gb):
-    run(*command_line(crops, mini_weights, tmp_path / "anew", *flags, "--no-flip", "--no-feature_cache"))
-    run(*command_line(crops, mini_weights, tmp_path / "kept", *flags, "--no-flip", "--cache_ram_gb", ram_gb))
-    assert not (tmp_path / "anew" / ".feature_cache").exists()
-    assert len(list((tmp_path / "kept" / ".feature_cache").iterdir())) == 10
-    anew, kept = (pd.read_csv(tmp_path / name / "training_log.csv").drop(columns=MEASURED) for name in ("anew", "kept"))
-    pd.testing.assert_frame_equal(anew, kept, rtol=0, atol=1e-5)
-    assert anew["train_loss"][1] != anew["train_loss"][2]
-
-
-def test_the_frozen_part_runs_once_for_each_image_and_never_in_a_later_run(crops, mini_weights, tmp_path, frozen_work,
-                                                                           capsys):
-    flags = ("--lora_blocks", "2", "--cache_dir", str(tmp_path / "kept"), "--num_epochs", "3")
-    for table in (crops.train_csv, crops.val_csv):  # an image in both tables, and one with two rows
-        rows = pd.read_csv(table)
-        pd.concat([rows, pd.read_csv(crops.train_csv)[:1]]).to_csv(table, index=False)
-    run(*command_line(crops, mini_weights, tmp_path / "first", *flags))
-    assert frozen_work.count("decoded") == 10 and frozen_work.count("patch_embed") == 5
-    assert "features of 10 images: 10 computed" in capsys.readouterr().out
-    frozen_work.clear()
-    run(*command_line(crops, mini_weights, tmp_path / "second", *flags))
-    run(*command_line(crops, mini_weights, tmp_path / "third", *flags, "--cache_ram_gb", "0", "--num_epochs", "1"))
-    assert frozen_work == [] and "features of 10 images: 0 computed" in capsys.readouterr().out
-    logs = [pd.read_csv(tmp_path / name / "training_log.csv").drop(columns=MEASURED) for name in ("first", "second")]
-    pd.testing.assert_frame_equal(*logs, check_exact=True)
-    run(*command_line(crops, mini_weights, tmp_path / "other", *flags, "--image_size", "64", "--num_epochs", "1"))
-    assert frozen_work.count("decoded") == 10
-
-
-def test_resuming_finds_kept_features_even_where_some_are_gone(crops, mini_weights, tmp_path, frozen_work):
-    flags = ("--lora_blocks", "2", "--num_epochs", "4", "--cache_ram_gb", "0")
-    run(*command_line(crops, mini_weights, tmp_path / "four", *flags))
-    halves = command_line(crops, mini_weights, tmp_path / "halves", *flags)
-    run(*halves, "--stop_after_epoch", "2")
-    for entry in sorted((tmp_path / "halves" / ".feature_cache").iterdir())[:3]:
-        entry.unlink()
-    frozen_work.clear()
-    run(*halves, "--resume")
-    assert frozen_work.count("decoded") == 3
-    logs = [pd.read_csv(tmp_path / name / "training_log.csv").drop(columns=MEASURED) for name in ("four", "halves")]
-    pd.testing.assert_frame_equal(*logs, rtol=0, atol=1e-5)
-
-
-def test_damaged_features_are_told_and_change_no_number(crops, mini_weights, tmp_path, capsys):
-    flags = ("--lora_blocks", "0", "--cache_dir", str(tmp_path / "kept"), "--cache_ram_gb", "0")
-    run(*command_line(crops, mini_weights, tmp_path / "whole", *flags))
-    for entry in sorted((tmp_path / "kept").iterdir())[:2]:
-        entry.write_bytes(entry.read_bytes()[:-1] + b"\x7f")
-    capsys.readouterr()
-    run(*command_line(crops, mini_weights, tmp_path / "damaged", *flags))
-    said = capsys.readouterr().out
-    assert len(re.findall("damaged entries", said)) == 1 and "kept: 2 damaged entries" in said
-    logs = [pd.read_csv(tmp_path / name / "training_log.csv").drop(columns=MEASURED) for name in ("whole", "damaged")]
-    pd.testing.assert_frame_equal(*logs, rtol=0, atol=1e-5)
-
-
-@pytest.mark.parametrize(("flags", "kept", "flip"), [
-    pytest.param((), False, True, id="all blocks train"),
-    pytest.param(("--lora_blocks", "6"), False, True, id="all six blocks"),
-    pytest.param(("--lora_blocks", "5"), True, False, id="one block frozen"),
-    pytest.param(("--lora_blocks", "2", "--flip"), False, True, id="mirroring asked for"),
-    pytest.param(("--lora_blocks", "2", "--no-flip"), True, False, id="mirroring unwanted"),
-    pytest.param(("--lora_blocks", "2", "--no-feature_cache"), False, True, id="features unwanted"),
-    pytest.param(("--no-flip",), False, False, id="no mirroring, all blocks"),
-    pytest.param(("--feature_cache",), True, False, id="features asked for, all blocks"),
-])
-def test_features_are_kept_where_pixels_do_not_change(flags, kept, flip):
-    args = train.get_args_parser().parse_args(flags)
-    train.settle_feature_cache(args, depth=6)
-    assert (args.feature_cache, args.flip) == (kept, flip)

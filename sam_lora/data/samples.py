@@ -104,3 +104,10 @@ def sample_problem(sample: Sample, sizes: dict[Path, tuple[int, int] | str], nee
     if box is not None and not (box[0] < width and box[1] < height and box[2] > 0 and box[3] > 0):
         return f"box {','.join(f'{value:g}' for value in box)} lies outside {sample.image_text} ({width}x{height} px)"
     return None
+
+
+def prompt_kind(samples: Sequence[Sample]) -> str:
+    """What the rows prompt with, for a checkpoint's header: "3 points", "1-3 points and box", …"""
+    counts = sorted({len(sample.points) for sample in samples})
+    points = "" if counts == [0] else f"{counts[0]} points" if len(counts) == 1 else f"{counts[0]}-{counts[-1]} points"
+    return " and ".join(part for part in (points, "box" if any(sample.box for sample in samples) else "") if part)

@@ -1,91 +1,99 @@
-"""Augmentation of a batch: mirror, change colours, draw other points."""
+"""Augmentation of one item of the training table: mirror it, change its colours, click elsewhere in its masks.
 
-from collections.abc import Sequence
-from dataclasses import replace
+All random numbers follow from (seed, epoch, row), so what happens to a row does not depend on its batch, on the number
+of loader workers or on the number of processes.
+"""
 
+from dataclasses import dataclass, replace
+
+import numpy as np
 import torch
 from torch import Tensor
 
-from sam_lora.data.samples import Sample
-from sam_lora.model.batches import Batch
+from sam_lora.data.clicks import random_points
+from sam_lora.model.batches import Item
 from sam_lora.model.prompts import Prompts
 
+IMAGE_STREAM, CLICK_STREAM = 1, 2  # of random numbers: changing one kind of augmentation leaves the other as it was
 
-def augmentation_draws(samples: Sequence[Sample], generator: torch.Generator) -> Tensor:
-    """(rows, 3 + most points + 3) uniform numbers that decide on one epoch's augmentation.
 
-    The columns: mirrored in y, in x (`mirror`); new points, their ranks (`draw_points_anew`); brightness, contrast,
-    saturation (`jitter_colours`). One line for each row of the table, so that what happens to a row does not depend on
-    the batch it is in.
+@dataclass(frozen=True)
+class Augmentation:
+    """What changes from epoch to epoch. Validation and inference have none.
+
+    `flip`: mirror half of the images left to right and half of them top to bottom. `color_jitter` (0 to 1): change
+    brightness, contrast and saturation by up to this fraction. `new_points` (0 to 1): the fraction of rows that get
+    other foreground points, as many as the table has.
     """
-    most = max(len(sample.points) for sample in samples)
-    draws = torch.rand(len(samples), 3 + most, generator=generator, dtype=torch.float64)
-    return torch.cat([draws, torch.rand(len(samples), 3, generator=generator, dtype=torch.float64)], dim=1)
+
+    seed: int
+    flip: bool = False
+    color_jitter: float = 0.0
+    new_points: float = 0.0
+
+    def __call__(self, item: Item, epoch: int) -> Item:
+        """The item as this epoch sees it. Without an image, because its features are kept, only clicks change."""
+        if item.image is not None and (self.flip or self.color_jitter):
+            draws = self._generator(epoch, item.rows[0], IMAGE_STREAM).random(5)
+            if self.color_jitter:
+                item = replace(item, image=jitter_colors(item.image, 1 + self.color_jitter * (2 * draws[2:] - 1)))
+            if self.flip:
+                item = mirror(item, top_to_bottom=draws[0] < 0.5, left_to_right=draws[1] < 0.5)
+        if not self.new_points:
+            return item
+        return replace(item, prompts=[self._prompts_of(epoch, *row)
+                                      for row in zip(item.rows, item.prompts, item.targets)])
+
+    def _prompts_of(self, epoch: int, row: int, prompts: Prompts, target: Tensor) -> Prompts:
+        """The prompts of one row in this epoch: the table's, or other points of its mask."""
+        generator = self._generator(epoch, row, CLICK_STREAM)
+        return draw_points(prompts, target.numpy(), generator) if generator.random() < self.new_points else prompts
+
+    def _generator(self, epoch: int, row: int, stream: int) -> np.random.Generator:
+        return np.random.default_rng((self.seed, epoch, row, stream))
 
 
-def mirror(batch: Batch, draws: Tensor) -> Batch:
-    """The batch with each image, its targets and prompts mirrored left to right, top to bottom, both or not at all.
+def mirror(item: Item, top_to_bottom: bool, left_to_right: bool) -> Item:
+    """The item with its image, targets and prompts mirrored. Not for items that hold full-resolution masks."""
+    axes = [axis for axis, wanted in ((-2, top_to_bottom), (-1, left_to_right)) if wanted]
+    if not axes:
+        return item
+    return replace(item, image=item.image.flip(axes), targets=[target.flip(axes) for target in item.targets],
+                   prompts=[_mirrored_prompts(prompts, item.input_size, top_to_bottom, left_to_right)
+                            for prompts in item.prompts])
 
-    The picture stays in the upper left corner of the model frame. `draws` (rows, 2 or more) is uniform in [0, 1): the
-    first row of an image decides for the image. Not for batches that hold full-resolution masks.
-    """
-    image_index, side = batch.image_index, batch.images.shape[-1]
-    images = torch.arange(len(batch.images), device=image_index.device)
-    first = torch.searchsorted(image_index, images).cpu()
-    flips = (draws[torch.tensor(batch.rows)[first], :2] < 0.5).to(image_index.device)   # (B, 2): rows, columns
-    ahead = torch.arange(side, device=image_index.device).expand(len(flips), 2, side)
-    back = batch.input_sizes[..., None] - 1 - ahead
-    order = torch.where(flips[..., None] & (back >= 0), back, ahead)                    # (B, 2, S): where from
 
-    def moved(pictures: Tensor, order: Tensor) -> Tensor:
-        return torch.stack([picture.index_select(-2, rows).index_select(-1, columns)
-                            for picture, (rows, columns) in zip(pictures, order)])
-
-    coords, boxes = batch.prompts.point_coords, batch.prompts.boxes
-    size = batch.input_sizes.flip(1)[image_index].to(coords.dtype)                      # (N, 2): w, h
-    turned = flips.flip(1)[image_index]                                                 # (N, 2): x, y
-    coords = torch.where(turned[:, None], size[:, None] - 1 - coords, coords)
+def _mirrored_prompts(prompts: Prompts, size_hw: tuple[int, int], top_to_bottom: bool, left_to_right: bool) -> Prompts:
+    flips = torch.tensor([left_to_right, top_to_bottom])                        # x, y
+    size = torch.tensor(size_hw[::-1], dtype=prompts.point_coords.dtype)       # w, h
+    boxes = prompts.boxes
     if boxes is not None:
         low, high = boxes[:, :2], boxes[:, 2:]
-        boxes = torch.cat([torch.where(turned, size - high, low), torch.where(turned, size - low, high)], dim=1)
-    return replace(batch, images=moved(batch.images, order), targets=moved(batch.targets, order[image_index]),
-                   prompts=Prompts(coords, batch.prompts.point_labels, boxes))
+        boxes = torch.cat([torch.where(flips, size - high, low), torch.where(flips, size - low, high)], dim=1)
+    coords = torch.where(flips, size - 1 - prompts.point_coords, prompts.point_coords)
+    return replace(prompts, point_coords=coords, boxes=boxes)
 
 
-def jitter_colours(batch: Batch, draws: Tensor, strength: float) -> Batch:
-    """The batch with each picture's brightness, contrast and saturation changed by up to `strength` (0 to 1) of it.
-
-    The factors are uniform in [1 - strength, 1 + strength]; the last three columns of `draws`, in the first row of an
-    image, decide. The padding stays.
-    """
+def jitter_colors(image: Tensor, factors: np.ndarray) -> Tensor:
+    """(3, h, w) uint8 with its brightness, contrast and saturation multiplied by the three `factors`."""
     from torchvision.transforms.v2 import functional
-    images = batch.images.clone()
-    first = torch.searchsorted(batch.image_index, torch.arange(len(images), device=batch.image_index.device)).cpu()
-    factors = 1 + strength * (2 * draws[torch.tensor(batch.rows)[first], -3:] - 1)      # (B, 3)
-    for image, (height, width), (brightness, contrast, saturation) in zip(
-            images, batch.input_sizes.tolist(), factors.tolist()):
-        picture = functional.adjust_brightness(image[:, :height, :width], brightness)
-        picture = functional.adjust_contrast(picture, contrast)
-        image[:, :height, :width] = functional.adjust_saturation(picture, saturation)
-    return replace(batch, images=images)
+    brightness, contrast, saturation = factors.tolist()
+    image = functional.adjust_brightness(image, brightness)
+    image = functional.adjust_contrast(image, contrast)
+    return functional.adjust_saturation(image, saturation)
 
 
-def draw_points_anew(batch: Batch, draws: Tensor, share: float) -> Batch:
-    """The batch with other foreground points in about `share` (0 to 1) of its rows: as many, anywhere in the mask.
+def draw_points(prompts: Prompts, target: np.ndarray, generator: np.random.Generator) -> Prompts:
+    """The prompts of one row with other foreground points: as many, anywhere in the mask, all different.
 
-    Every pixel that the object covers by half or more is equally likely; where it covers none by half, those it covers
-    most. Background points, boxes, and rows without any mask stay. `draws` (rows, 3 + points) is uniform in [0, 1);
-    its first two columns are those of `mirror`.
+    `target` (h, w) uint8 in the model frame. Every pixel that the object covers by half or more is equally likely;
+    where it covers none by half, those it covers most. Background points, boxes, and rows without any mask stay.
     """
-    coords, labels = batch.prompts.point_coords, batch.prompts.point_labels
-    side = batch.targets.shape[-1]
-    chosen, ranks = draws[batch.rows, 2].to(coords.device) < share, draws[batch.rows, 3:].to(coords.device)
-    covered = batch.targets.flatten(1)
-    inside = covered >= covered.amax(dim=1, keepdim=True).clamp(1, 128)
-    counted = inside.cumsum(dim=1, dtype=torch.int32)                                   # (N, S * S)
-    wanted = (ranks[:, :coords.shape[1]] * counted[:, -1:]).int() + 1                   # the how manieth one inside
-    pixels = torch.searchsorted(counted, wanted)
-    drawn = torch.stack([pixels % side, pixels // side], dim=2).to(coords.dtype)
-    replaced = (chosen & (counted[:, -1] > 0))[:, None] & (labels == 1)
-    coords = torch.where(replaced[..., None], drawn, coords)
-    return replace(batch, prompts=Prompts(coords, labels, batch.prompts.boxes))
+    foreground = prompts.point_labels[0] == 1
+    most_covered = target.max(initial=0)
+    if not most_covered or not foreground.any():
+        return prompts
+    points = random_points(target >= min(most_covered, 128), 1, int(foreground.sum()), generator)[0]
+    coords = prompts.point_coords.clone()
+    coords[0, foreground] = torch.from_numpy(points).to(coords.dtype)
+    return replace(prompts, point_coords=coords)

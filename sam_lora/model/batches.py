@@ -4,9 +4,8 @@ One item is one image with up to `prompts_per_image` of its rows, so rows that s
 Images travel as uint8; the device normalises them (`encode.preprocess`).
 """
 
-import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import cv2
@@ -33,14 +32,15 @@ def group_rows(samples: Sequence[Sample], prompts_per_image: int) -> list[list[i
 
 @dataclass
 class Item:
-    """One image and its rows. `image` (3, h, w) uint8 RGB, resized to the model frame but not padded."""
+    """One image, or its features, and its rows. Nothing is padded."""
 
     rows: list[int]
     path: Path
-    image: Tensor | None               # None where only its features are needed
-    input_size: tuple[int, int]        # (h, w)
+    image: Tensor | None               # (3, h, w) uint8 RGB in the model frame; None where features take its place
+    features: Tensor | None            # of the encoder's frozen part, where they are kept
+    input_size: tuple[int, int]        # (h, w) in the model frame
     original_size: tuple[int, int]     # (H, W) of the image file
-    prompts: list[Prompts]             # one each row, N = 1, in pixels of the model frame
+    prompts: list[Prompts]             # one for each row, N = 1, in pixels of the model frame
     targets: list[Tensor]              # (h, w) uint8, 255 = wholly covered; empty without labels
     masks: list[np.ndarray | None]     # (H, W) bool at full resolution, None without a label; empty unless asked for
 
@@ -50,7 +50,8 @@ class Batch:
     """B images with N prompts. Sizes are (h, w); `image_index` (N,) says which image a prompt belongs to."""
 
     rows: list[int]
-    images: Tensor | None              # (B, 3, S, S) uint8, padded right and bottom; None if none was decoded
+    images: Tensor | None              # (D, 3, S, S) uint8, padded right and bottom; None if no image was decoded
+    decoded: list[int]                 # D: which of the B images `images` holds, all but those whose features are kept
     input_sizes: Tensor                # (B, 2)
     original_sizes: list[tuple[int, int]]
     image_index: Tensor                # (N,)
@@ -58,51 +59,61 @@ class Batch:
     targets: Tensor | None             # (N, S, S) uint8 in the model frame
     masks: list[np.ndarray | None]     # N full-resolution masks, or none
     paths: list[Path]                  # B image files
-    decoded: list[bool]                # B: does `images` hold the picture, or black where only its features are needed
-    features: Tensor | None = None     # (B, …) from `sam.encode_frozen`, instead of the images
-    blocks: int = 0                    # the features enter the last so many encoder blocks
+    features: Tensor | None = None     # (B, …) from `encode_frozen`, zero where the image was decoded instead
+    blocks: int = 0                    # how many of the encoder's last blocks the features still have to pass
 
     def to(self, device: torch.device) -> "Batch":
-        move = {name: value.to(device, non_blocking=True) for name, value in vars(self).items()
-                if isinstance(value, Tensor | Prompts)}
-        return Batch(**{**vars(self), **move})
+        moved = {name: value.to(device, non_blocking=True) for name, value in vars(self).items()
+                 if isinstance(value, Tensor | Prompts)}
+        return replace(self, **moved)
 
     def pin_memory(self) -> "Batch":
-        prompts = Prompts(self.prompts.point_coords.pin_memory(), self.prompts.point_labels.pin_memory(),
-                          None if self.prompts.boxes is None else self.prompts.boxes.pin_memory())
+        boxes = self.prompts.boxes
+        prompts = replace(self.prompts, point_coords=self.prompts.point_coords.pin_memory(),
+                          point_labels=self.prompts.point_labels.pin_memory(),
+                          boxes=None if boxes is None else boxes.pin_memory())
         pinned = {name: value.pin_memory() for name, value in vars(self).items() if isinstance(value, Tensor)}
-        return Batch(**{**vars(self), **pinned, "prompts": prompts})
+        return replace(self, **pinned, prompts=prompts)
 
 
 class PromptedImages(Dataset):
     """Images with their prompts. A file that turns out broken gives its UserError instead of an item.
 
-    `sizes` (H, W) names images that are not decoded, because their features are kept.
+    A key is (epoch, index) or an index alone, which is epoch 0. `read_features(path)` gives the kept features of an
+    image and its (H, W), or None; such an image is not decoded. `augment(item, epoch)` has the last word on an item.
     """
 
     def __init__(self, samples: Sequence[Sample], image_size: int, prompts_per_image: int,
-                 with_targets: bool, with_masks: bool, sizes: Mapping[Path, tuple[int, int]] | None = None) -> None:
+                 with_targets: bool, with_masks: bool,
+                 read_features: Callable[[Path], tuple[Tensor, tuple[int, int]] | None] | None = None,
+                 augment: Callable[[Item, int], Item] | None = None) -> None:
         self.samples = samples
         self.groups = group_rows(samples, prompts_per_image)
         self.transform = ResizeLongestSide(image_size)
         self.with_targets = with_targets
         self.with_masks = with_masks
-        self.sizes = sizes or {}
+        self.read_features = read_features
+        self.augment = augment
 
     def __len__(self) -> int:
         return len(self.groups)
 
-    def __getitem__(self, index: int) -> Item | UserError:
+    def __getitem__(self, key: int | tuple[int, int]) -> Item | UserError:
+        epoch, index = key if isinstance(key, tuple) else (0, key)
         try:
-            return self._load(self.groups[index])
+            item = self._load(self.groups[index])
         except UserError as error:
             return error
+        return self.augment(item, epoch) if self.augment else item
 
     def _load(self, rows: list[int]) -> Item:
         path = self.samples[rows[0]].image
-        image, original_size = None, self.sizes.get(path)
-        if original_size is None:
+        image, kept = None, self.read_features(path) if self.read_features else None
+        if kept is None:
             image, original_size = read_image(path, self.transform)
+            features = None
+        else:
+            features, original_size = kept
         input_size = self.transform.get_preprocess_shape(*original_size, self.transform.target_length)
         prompts, targets, masks = [], [], []
         for row in rows:
@@ -119,7 +130,7 @@ class PromptedImages(Dataset):
                 targets.append(torch.from_numpy(mask_to_target(mask, input_size)))
             if self.with_masks:
                 masks.append(mask)
-        return Item(rows, path, image, input_size, original_size, prompts, targets, masks)
+        return Item(rows, path, image, features, input_size, original_size, prompts, targets, masks)
 
     def _prompts(self, sample: Sample, original_size: tuple[int, int]) -> Prompts:
         coords = np.asarray(sample.points, dtype=np.float64).reshape(-1, 2)
@@ -136,12 +147,11 @@ def read_image(path: Path, transform: ResizeLongestSide) -> tuple[Tensor, tuple[
     return torch.from_numpy(np.ascontiguousarray(transform.apply_image(image))).permute(2, 0, 1), image.shape[:2]
 
 
-def pad_images(images: Sequence[Tensor | None], side: int) -> Tensor:
-    """(3, h, w) each -> (B, 3, side, side) uint8, black to the right, below, and where there is no image."""
+def pad_images(images: Sequence[Tensor], side: int) -> Tensor:
+    """(3, h, w) each -> (B, 3, side, side) uint8, black to the right and below."""
     padded = torch.zeros(len(images), 3, side, side, dtype=torch.uint8)
     for frame, image in zip(padded, images):
-        if image is not None:
-            frame[:, :image.shape[1], :image.shape[2]] = image
+        frame[:, :image.shape[1], :image.shape[2]] = image
     return padded
 
 
@@ -163,34 +173,34 @@ class Collate:
         for item in items:
             if isinstance(item, UserError):
                 return item
-        decoded = [item.image is not None for item in items]
+        decoded = [place for place, item in enumerate(items) if item.image is not None]
         targets = None
         if items[0].targets:
-            flat = [target for item in items for target in item.targets]
-            targets = torch.zeros(len(flat), self.side, self.side, dtype=torch.uint8)
-            for padded, target in zip(targets, flat):
+            unpadded = [target for item in items for target in item.targets]
+            targets = torch.zeros(len(unpadded), self.side, self.side, dtype=torch.uint8)
+            for padded, target in zip(targets, unpadded):
                 padded[:target.shape[0], :target.shape[1]] = target
         return Batch(
             rows=[row for item in items for row in item.rows],
-            images=pad_images([item.image for item in items], self.side) if any(decoded) else None,
+            images=pad_images([items[place].image for place in decoded], self.side) if decoded else None,
+            decoded=decoded,
             input_sizes=torch.tensor([item.input_size for item in items]),
             original_sizes=[item.original_size for item in items],
-            image_index=torch.tensor([i for i, item in enumerate(items) for _ in item.rows]),
+            image_index=torch.tensor([place for place, item in enumerate(items) for _ in item.rows]),
             prompts=collate_prompts([prompts for item in items for prompts in item.prompts]),
             targets=targets,
             masks=[mask for item in items for mask in item.masks],
             paths=[item.path for item in items],
-            decoded=decoded)
+            features=collate_features([item.features for item in items]))
 
 
 def collate_prompts(prompts: Sequence[Prompts]) -> Prompts:
     """Single rows -> N rows: points padded with label -1, boxes with NaN."""
-    most = max(row.point_labels.shape[1] for row in prompts)
-    coords = torch.zeros(len(prompts), most, 2)
-    labels = torch.full((len(prompts), most), -1)
+    counts = [row.point_labels.shape[1] for row in prompts]
+    coords = torch.zeros(len(prompts), max(counts), 2)
+    labels = torch.full((len(prompts), max(counts)), -1)
     boxes = torch.full((len(prompts), 4), torch.nan)
-    for i, row in enumerate(prompts):
-        count = row.point_labels.shape[1]
+    for i, (row, count) in enumerate(zip(prompts, counts)):
         coords[i, :count] = row.point_coords[0]
         labels[i, :count] = row.point_labels[0]
         if row.boxes is not None:
@@ -198,57 +208,24 @@ def collate_prompts(prompts: Sequence[Prompts]) -> Prompts:
     return Prompts(coords, labels, None if boxes.isnan().all() else boxes)
 
 
-class ShardedBatches(Sampler):
-    """Batches of indices for one of several processes, which together see what one with the whole batch would.
-
-    The order is cut into batches of `batch_size` x `world_size`, each batch into equal runs, one a process. The last
-    batch may be too small to give everybody something: then a process gets nothing, or, with `fill`, one image that
-    others have too, because all must take part in every step; `share` tells which it is.
-    """
-
-    def __init__(self, count: int, batch_size: int, rank: int = 0, world_size: int = 1,
-                 generator: torch.Generator | None = None, fill: bool = False) -> None:
-        self.count, self.batch_size, self.rank, self.world_size = count, batch_size, rank, world_size
-        self.generator, self.fill = generator, fill
-
-    def share(self, number: int) -> int:
-        """How many images of batch `number` are this process's own; 0 for one that only fills up."""
-        start, stop = self._run(min(self.batch_size * self.world_size,
-                                    self.count - number * self.batch_size * self.world_size))
-        return stop - start
-
-    def _run(self, size: int) -> tuple[int, int]:
-        return self.rank * size // self.world_size, (self.rank + 1) * size // self.world_size
-
-    def __len__(self) -> int:
-        batches = math.ceil(self.count / (self.batch_size * self.world_size))
-        return batches if self.fill else sum(self.share(number) > 0 for number in range(batches))
-
-    def __iter__(self) -> Iterator[list[int]]:
-        order = list(range(self.count))
-        if self.generator is not None:
-            order = torch.randperm(self.count, generator=self.generator).tolist()
-        whole = self.batch_size * self.world_size
-        for start in range(0, self.count, whole):
-            batch = order[start:start + whole]
-            own = batch[slice(*self._run(len(batch)))]
-            if own or self.fill:
-                yield own or batch[:1]
+def collate_features(features: Sequence[Tensor | None]) -> Tensor | None:
+    """Features of B images in one tensor, zero where there are none; None if there are none at all."""
+    kept = next((one for one in features if one is not None), None)
+    if kept is None:
+        return None
+    return torch.stack([torch.zeros_like(kept) if one is None else one for one in features])
 
 
 def make_loader(dataset: PromptedImages, image_size: int, batch_size: int, num_workers: int, pin_memory: bool,
-                generator: torch.Generator | None = None, rank: int = 0, world_size: int = 1) -> DataLoader:
-    """Batches of `batch_size` images, shuffled by `generator` if one is given, else in table order.
-
-    With several processes each gets its share of them (`ShardedBatches`); shuffled ones are filled up.
-    """
-    sampler = ShardedBatches(len(dataset), batch_size, rank, world_size, generator, fill=generator is not None)
-    return DataLoader(dataset, batch_sampler=sampler, num_workers=num_workers, collate_fn=Collate(image_size),
+                batch_sampler: Sampler | None = None) -> DataLoader:
+    """Batches of `batch_size` images in table order, or those that `batch_sampler` lists."""
+    in_batches = {"batch_size": batch_size} if batch_sampler is None else {"batch_sampler": batch_sampler}
+    return DataLoader(dataset, **in_batches, num_workers=num_workers, collate_fn=Collate(image_size),
                       pin_memory=pin_memory, persistent_workers=num_workers > 0)
 
 
 def batches(loader: DataLoader) -> Iterator[Batch]:
-    """The loader's batches; a broken file met on the way is raised here, in the main process."""
+    """The loader's batches. A broken file that a worker met is raised here, in the main process."""
     for batch in loader:
         if isinstance(batch, UserError):
             raise batch

@@ -1,6 +1,8 @@
-"""Where and in what precision a run computes."""
+"""Where a model computes, and in what precision."""
 
+import contextlib
 import time
+from contextlib import AbstractContextManager
 
 import torch
 
@@ -9,7 +11,7 @@ from sam_lora.model.meta import Sam
 
 
 def select_device(name: str) -> torch.device:
-    """"auto" -> cuda, else mps, else cpu; any other name is checked to exist on this machine."""
+    """"auto" -> cuda, else mps, else cpu. UserError for any other name that this machine does not have."""
     if name == "auto":
         if torch.cuda.is_available():
             return torch.device("cuda")
@@ -23,12 +25,33 @@ def select_device(name: str) -> torch.device:
     return device
 
 
-def bf16_is_faster(sam: Sam, margin: float = 2.0) -> bool:
-    """Does this CPU multiply matrices of the model's width `margin` times as fast in bfloat16 as in float32, or faster?
+def choose_precision(name: str, device: torch.device, sam: Sam) -> str:
+    """--precision -> fp32, bf16 or fp16. auto: on a GPU bf16, or fp16 if it has no bf16; on a CPU what is faster.
 
-    Measured only where it has instructions for it (elsewhere bfloat16 is emulated, ten times slower), and for SAM's own
-    sizes only: in a small model the products are not what takes the time. The margin is wide, and the best of many
-    tries counts, so that the noise of the moment does not decide.
+    Raises UserError for fp16 on a CPU.
+    """
+    if name == "auto":
+        if device.type == "cuda":
+            return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+        return "bf16" if device.type == "cpu" and bf16_is_faster(sam) else "fp32"
+    if name == "fp16" and device.type == "cpu":
+        raise UserError("--precision fp16: needs a GPU; on the CPU give fp32 or bf16")
+    return name
+
+
+def autocast(name: str, device: torch.device) -> AbstractContextManager:
+    """The block in which a model computes in `name`: fp32, bf16 or fp16."""
+    if name == "fp32":
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, dtype={"bf16": torch.bfloat16, "fp16": torch.float16}[name])
+
+
+def bf16_is_faster(sam: Sam, margin: float = 2.0) -> bool:
+    """Does this CPU multiply matrices of the model's width at least `margin` times as fast in bfloat16 as in float32?
+
+    Measured only where it has instructions for bfloat16 (elsewhere that is emulated, ten times slower), and only for
+    SAM's own sizes: a small model spends its time elsewhere. The margin is wide, and the best of ten tries counts, so
+    that noise does not decide.
     """
     width = sam.image_encoder.pos_embed.shape[-1]
     if width < 512 or not (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()):

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sam_lora.model.meta import Sam
+from sam_lora.model.meta import PromptEncoder, Sam
 
 MASK_THRESHOLD = 0.0  # logits above it are foreground, as in segment_anything
 
@@ -28,34 +28,42 @@ class Prompts:
     point_coords: Tensor
     point_labels: Tensor
     boxes: Tensor | None = None
+    kinds: list[tuple[int, bool]] | None = None  # of each row, on the host: how many points, is there a box
+
+    def __post_init__(self) -> None:
+        """Look at the kinds once, where the prompts are made: on a GPU the host would have to wait for them."""
+        if self.kinds is None:
+            counts = (self.point_labels >= 0).sum(dim=1).tolist()
+            boxed = [False] * len(counts) if self.boxes is None else (~self.boxes.isnan().any(dim=1)).tolist()
+            self.kinds = list(zip(counts, boxed))
 
     def to(self, device: torch.device, non_blocking: bool = False) -> "Prompts":
         boxes = None if self.boxes is None else self.boxes.to(device, non_blocking=non_blocking)
         return Prompts(self.point_coords.to(device, non_blocking=non_blocking),
-                       self.point_labels.to(device, non_blocking=non_blocking), boxes)
+                       self.point_labels.to(device, non_blocking=non_blocking), boxes, self.kinds)
 
     def __getitem__(self, rows: slice) -> "Prompts":
         return Prompts(self.point_coords[rows], self.point_labels[rows],
-                       None if self.boxes is None else self.boxes[rows])
+                       None if self.boxes is None else self.boxes[rows], self.kinds[rows])
 
     def groups(self) -> list[Tensor]:
-        """Indices of the rows that can share a call: those with as many points, and alike in having a box or not.
+        """Indices (on the CPU) of the rows that can share a call: as many points, and alike in having a box or not.
 
         SAM attends to padding points too, so only rows of one kind can be decoded together and come out as they would
         alone.
         """
-        counts = (self.point_labels >= 0).sum(dim=1)
-        kinds = counts * 2
-        if self.boxes is not None:
-            kinds = kinds + (~self.boxes.isnan().any(dim=1)).long()
-        return [torch.nonzero(kinds == kind).flatten() for kind in kinds.unique()]
+        rows_of: dict[tuple[int, bool], list[int]] = {}
+        for row, kind in enumerate(self.kinds):
+            rows_of.setdefault(kind, []).append(row)
+        return [torch.tensor(rows_of[kind]) for kind in sorted(rows_of)]
 
     def rows(self, index: Tensor) -> "Prompts":
         """The prompts of one of `groups`, without padding points."""
-        labels = self.point_labels[index]
-        count = int((labels[0] >= 0).sum()) if len(labels) else 0
-        boxes = None if self.boxes is None or self.boxes[index].isnan().any() else self.boxes[index]
-        return Prompts(self.point_coords[index, :count], labels[:, :count], boxes)
+        kinds = [self.kinds[row] for row in index.tolist()]
+        count = kinds[0][0] if kinds else 0
+        index = index.to(self.point_labels.device, non_blocking=True)
+        boxes = None if self.boxes is None or not all(boxed for _, boxed in kinds) else self.boxes[index]
+        return Prompts(self.point_coords[index, :count], self.point_labels[index, :count], boxes, kinds)
 
 
 def decode(sam: Sam, image_embeddings: Tensor, prompts: Prompts, mask_input: Tensor | None = None,
@@ -77,16 +85,18 @@ def decode_all(sam: Sam, image_embeddings: Tensor, prompts: Prompts,
     groups = prompts.groups()
     if len(groups) == 1:
         return _decode_alike(sam, image_embeddings, prompts.rows(groups[0]), mask_input)
-    parts = [_decode_alike(sam, image_embeddings[rows], prompts.rows(rows),
-                           None if mask_input is None else mask_input[rows]) for rows in groups]
-    order = torch.cat(groups).argsort()  # back to the order of the rows
+    parts = []
+    for rows in groups:
+        index = rows.to(image_embeddings.device, non_blocking=True)
+        parts.append(_decode_alike(sam, image_embeddings[index], prompts.rows(rows),
+                                   None if mask_input is None else mask_input[index]))
+    order = torch.cat(groups).argsort().to(image_embeddings.device, non_blocking=True)  # back to the order of the rows
     return torch.cat([masks for masks, _ in parts])[order], torch.cat([iou for _, iou in parts])[order]
 
 
 def _decode_alike(sam: Sam, image_embeddings: Tensor, prompts: Prompts,
                   mask_input: Tensor | None) -> tuple[Tensor, Tensor]:
-    points = (prompts.point_coords, prompts.point_labels) if prompts.point_labels.shape[1] else None
-    sparse, dense = sam.prompt_encoder(points=points, boxes=prompts.boxes, masks=mask_input)
+    sparse, dense = _embed_prompts(sam.prompt_encoder, prompts, mask_input)
     decoder = sam.mask_decoder
     output_tokens = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight])
     tokens = torch.cat([output_tokens.expand(len(sparse), -1, -1), sparse], dim=1)
@@ -98,6 +108,29 @@ def _decode_alike(sam: Sam, image_embeddings: Tensor, prompts: Prompts,
     weights = torch.stack([mlp(mask_tokens[:, i]) for i, mlp in enumerate(decoder.output_hypernetworks_mlps)], dim=1)
     masks = (weights @ upscaled.flatten(2)).unflatten(2, upscaled.shape[2:])  # (N, 4, 4h, 4w)
     return masks, decoder.iou_prediction_head(hidden[:, 0])
+
+
+def _embed_prompts(encoder: PromptEncoder, prompts: Prompts, mask_input: Tensor | None) -> tuple[Tensor, Tensor]:
+    """What `PromptEncoder.forward` returns, to the last bit, for points that are all foreground or background.
+
+    Its own code picks the points of each label by boolean indexing, for which the host waits for the GPU every time.
+    """
+    labels, boxes = prompts.point_labels, prompts.boxes
+    count = len(labels)
+    sparse = [labels.new_zeros((count, 0, encoder.embed_dim), dtype=torch.float32)]
+    if labels.shape[1]:
+        points = encoder.pe_layer.forward_with_coords(prompts.point_coords + 0.5, encoder.input_image_size)
+        learned = torch.cat([encoder.point_embeddings[0].weight, encoder.point_embeddings[1].weight])
+        sparse.append((points + learned[labels]).to(points.dtype))
+        if boxes is None:  # then SAM adds a point that is none
+            sparse.append(encoder.not_a_point_embed.weight.to(points.dtype).expand(count, 1, -1))
+    if boxes is not None:
+        sparse.append(encoder._embed_boxes(boxes))
+    if mask_input is not None:
+        dense = encoder._embed_masks(mask_input)
+    else:
+        dense = encoder.no_mask_embed.weight.reshape(1, -1, 1, 1).expand(count, -1, *encoder.image_embedding_size)
+    return torch.cat(sparse, dim=1), dense
 
 
 def upscale_to_frame(low_res_masks: Tensor, side: int) -> Tensor:

@@ -1,16 +1,18 @@
-"""Several processes that train one model: torchrun's environment, and the few things they tell one another.
+"""Several processes that train one model: torchrun's environment, and the few messages they exchange.
 
-torchrun starts the same script once for each GPU and says in RANK, WORLD_SIZE and LOCAL_RANK which one it is. Without
-torchrun everything here works for a single process and costs nothing.
+torchrun starts the same script once for each GPU, with its number in RANK, WORLD_SIZE and LOCAL_RANK. Without torchrun
+everything here works for a single process and costs nothing.
 """
 
 import contextlib
+import hashlib
 import os
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +21,7 @@ from sam_lora.errors import UserError
 
 LOST_PEER = ("another process of this run has ended or was killed, so this one stops too; "
              "the last finished epoch is in last.ckpt: go on with --resume")
+MAY_DIFFER = ("device", "num_workers", "save_dir", "cache_dir", "cache_ram_gb")  # flags of machines, not of the run
 
 
 @dataclass(frozen=True)
@@ -34,9 +37,14 @@ class Ranks:
         """The process that prints and writes."""
         return self.rank == 0
 
+    def say(self, text: str) -> None:
+        """Print, once for all processes."""
+        if self.first:
+            print(text)
+
 
 def ranks_of_environment() -> Ranks:
-    """What torchrun says; a single process without it. UserError for values that are no such numbers."""
+    """Which process torchrun made this; the only one without torchrun. UserError if the variables are no numbers."""
     names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
     try:
         ranks = Ranks(*(int(os.environ.get(name, default)) for name, default in zip(names, (0, 1, 0))))
@@ -49,8 +57,8 @@ def ranks_of_environment() -> Ranks:
     return ranks
 
 
-def own_device(name: str, ranks: Ranks) -> str:
-    """`--device` for this process: with several on a machine each takes the GPU of its number."""
+def device_of_process(name: str, ranks: Ranks) -> str:
+    """`--device` for this process: with several on a machine, each takes the GPU of its number."""
     if ranks.world_size == 1 or name not in ("auto", "cuda"):
         return name
     if name == "auto" and not torch.cuda.is_available():
@@ -63,9 +71,9 @@ def own_device(name: str, ranks: Ranks) -> str:
 
 @contextmanager
 def joined(ranks: Ranks, device: torch.device) -> Iterator[None]:
-    """Within the block the processes of the run can reach one another: NCCL on GPUs, gloo on CPUs.
+    """A block in which the processes of the run can reach one another: by NCCL on GPUs, by gloo on CPUs.
 
-    SIGTERM, with which torchrun ends the others when one process has died, is a UserError that says so.
+    When one process has died, torchrun sends SIGTERM to the others: there it raises a UserError that says so.
     """
     if ranks.world_size == 1:
         yield
@@ -80,7 +88,7 @@ def joined(ranks: Ranks, device: torch.device) -> Iterator[None]:
     torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
     try:
         yield
-    except RuntimeError as error:  # gloo's and NCCL's own complaint when a peer is gone, wherever it comes up
+    except RuntimeError as error:  # what gloo and NCCL raise once another process is gone
         if _is_lost_peer(error):
             raise UserError(LOST_PEER) from error
         raise
@@ -98,7 +106,7 @@ def _is_lost_peer(error: RuntimeError) -> bool:
 
 @contextmanager
 def one_first(ranks: Ranks) -> Iterator[None]:
-    """Rank 0 goes through the block while the others wait, then they do: for what is downloaded, or checked, once."""
+    """A block that rank 0 passes first, then the others: for what is downloaded, or checked, once."""
     if ranks.world_size > 1 and not ranks.first:
         torch.distributed.barrier()
     yield
@@ -106,17 +114,22 @@ def one_first(ranks: Ranks) -> Iterator[None]:
         torch.distributed.barrier()
 
 
-def check_agreement(ranks: Ranks, digest: bytes, what: str) -> None:
-    """UserError unless every process brings the same `digest`, which is one of `what`."""
+def check_agreement(ranks: Ranks, flags: Mapping[str, object], tables: Sequence[str | None]) -> None:
+    """UserError unless all processes have the same `flags`, but for MAY_DIFFER, and the same content in `tables`."""
     if ranks.world_size == 1:
         return
-    own = torch.tensor(list(digest), dtype=torch.int64, device=_device())
-    first = own.clone()
+    shared = sorted((name, value) for name, value in flags.items() if name not in MAY_DIFFER)
+    sha256 = hashlib.sha256(repr(shared).encode())
+    for path in filter(None, tables):
+        sha256.update(Path(path).read_bytes())
+    digest = sha256.digest()
+    ours = torch.tensor(list(digest), dtype=torch.int64, device=_device())
+    first = ours.clone()
     torch.distributed.broadcast(first, 0)
-    differs = torch.tensor([float(not torch.equal(own, first))], device=own.device)
+    differs = torch.tensor([float(not torch.equal(ours, first))], device=ours.device)
     torch.distributed.all_reduce(differs)
     if differs.item():
-        raise UserError(f"{what} differ between the processes of this run; "
+        raise UserError("the flags or tables differ between the processes of this run; "
                         "start all of them with the same command on the same files")
 
 
@@ -131,7 +144,7 @@ def add_up(values: Sequence[float] | Tensor, ranks: Ranks) -> Tensor:
 
 
 class _Through(nn.Module):
-    """A function of a module as a forward pass, for DistributedDataParallel sees only what passes through one."""
+    """A function of a module as a module's forward pass, which is all that DistributedDataParallel can wrap."""
 
     def __init__(self, function: Callable, module: nn.Module) -> None:
         super().__init__()
@@ -142,10 +155,10 @@ class _Through(nn.Module):
 
 
 def replicate(function: Callable, module: nn.Module, ranks: Ranks, device: torch.device) -> Callable:
-    """`function(module, ...)` as a function of the rest.
+    """`function(module, ...)` as a function of the remaining arguments.
 
-    With several processes it goes through DistributedDataParallel, so that a backward pass leaves the same gradients,
-    the mean over all processes, on every one.
+    With several processes it goes through DistributedDataParallel: a backward pass leaves the mean of the processes'
+    gradients in each of them.
     """
     if ranks.world_size == 1:
         return partial(function, module)
@@ -153,18 +166,18 @@ def replicate(function: Callable, module: nn.Module, ranks: Ranks, device: torch
                                                device_ids=[device] if device.type == "cuda" else None)
 
 
-def without_exchange(function: Callable, wanted: bool) -> contextlib.AbstractContextManager:
-    """A block in which the backward pass of `replicate`'s function leaves gradients at home, if `wanted`.
+def no_exchange(function: Callable, unless: bool) -> contextlib.AbstractContextManager:
+    """A block in which a backward pass of `replicate`'s function keeps its gradients to this process.
 
-    For all batches but the last of an accumulation.
+    For all batches of a step but the last, which passes on the sum: so `unless` the step ends here.
     """
-    if wanted and isinstance(function, nn.parallel.DistributedDataParallel):
+    if not unless and isinstance(function, nn.parallel.DistributedDataParallel):
         return function.no_sync()
     return contextlib.nullcontext()
 
 
 def _device() -> torch.device:
-    """Where tensors must be for the processes' messages."""
+    """Where tensors must be to be sent to the other processes."""
     if torch.distributed.get_backend() == "nccl":
         return torch.device("cuda", torch.cuda.current_device())
     return torch.device("cpu")

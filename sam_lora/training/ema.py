@@ -16,26 +16,27 @@ class WeightAverage:
 
     def __init__(self, parameters: Mapping[str, nn.Parameter], decay: float) -> None:
         self.names = list(parameters)
-        self.own = nn.ParameterList(parameters.values())  # holds the model's own parameters, not copies
-        self.model = AveragedModel(self.own, multi_avg_fn=get_ema_multi_avg_fn(decay))
+        self.parameters = nn.ParameterList(parameters.values())  # the model's parameters themselves, not copies
+        self.model = AveragedModel(self.parameters, multi_avg_fn=get_ema_multi_avg_fn(decay))
+        self.model.n_averaged = self.model.n_averaged.cpu()      # every update looks at it: no wait for the GPU
 
     def update(self) -> None:
-        """Take the parameters' present values in: after each step of the optimiser."""
-        self.model.update_parameters(self.own)
+        """Take in the parameters' present values: after each step of the optimiser."""
+        self.model.update_parameters(self.parameters)
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """Within the block the parameters hold their averages; afterwards their own values again."""
-        kept = [parameter.detach().clone() for parameter in self.own]
+        """A block in which the parameters hold their averages; afterwards they hold their own values again."""
+        before = [parameter.detach().clone() for parameter in self.parameters]
         self._copy(self.model.module)
         try:
             yield
         finally:
-            self._copy(kept)
+            self._copy(before)
 
     @torch.no_grad()
     def _copy(self, values) -> None:
-        for parameter, value in zip(self.own, values):
+        for parameter, value in zip(self.parameters, values):
             parameter.copy_(value)
 
     def state(self) -> dict[str, Tensor]:
@@ -45,7 +46,7 @@ class WeightAverage:
 
     @torch.no_grad()
     def load_state(self, state: Mapping[str, Tensor]) -> None:
-        """Take `state` back. KeyError or RuntimeError if it is another model's."""
+        """Put `state` back. KeyError or RuntimeError if it is another model's."""
         for name, value in zip(self.names, self.model.module):
             value.copy_(state[name])
         self.model.n_averaged.copy_(state["n_averaged"])

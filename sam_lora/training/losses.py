@@ -1,7 +1,8 @@
-"""Mask losses. Each takes logits, not probabilities, and returns one value per mask.
+"""Mask losses, and the loss of a batch that is made of them.
 
-Shapes: `logits`, `target` and `valid` are (N, H, W). `target` is in [0, 1] (a soft edge is the share of the pixel that
-the object covers), `valid` is 1 on the picture and 0 on the padding, which never counts.
+A mask loss takes logits, not probabilities, and returns one value for each mask. `logits`, `target` and `valid` are
+(N, H, W). `target` is in [0, 1] (on the edge, the fraction of the pixel that the object covers); `valid` is 1 on the
+image and 0 on the padding, which never counts.
 """
 
 from collections.abc import Callable
@@ -10,7 +11,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sam_lora.model.batches import Batch
+from sam_lora.model.encode import frame_mask, image_embeddings
+from sam_lora.model.meta import Sam
+from sam_lora.model.prompts import decode_all, upscale_to_frame
+
 EPSILON = 1e-6
+IOU_LOSS_WEIGHT = 1.0   # of the IoU head's squared error, as in SAM
 MaskLoss = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
@@ -75,3 +82,30 @@ def frame_iou(logits: Tensor, target: Tensor, valid: Tensor) -> Tensor:
     intersection = (predicted & truth).sum(dim=(-2, -1)).float()
     union = (predicted | truth).sum(dim=(-2, -1)).float()
     return torch.where(union > 0, intersection / union.clamp(min=1), torch.ones_like(union))
+
+
+def batch_loss(sam: Sam, batch: Batch, mask_loss: MaskLoss, multimask_weight: float) -> tuple[Tensor, Tensor]:
+    """(loss to minimise, mean IoU of the single masks) of a batch on the model's device.
+
+    The single mask, which SAM gives for several points or a box, is compared in the model frame. Of the three ambiguity
+    masks the best one is, at their own low resolution, with weight `multimask_weight`. The IoU head learns the true IoU
+    of all four.
+    """
+    side = batch.targets.shape[-1]
+    embeddings = image_embeddings(sam, batch)                                               # (B, C, h, w)
+    masks, predicted_iou = decode_all(sam, embeddings[batch.image_index], batch.prompts)    # (N, 4, 4h, 4w), (N, 4)
+    masks, predicted_iou = masks.float(), predicted_iou.float()
+    with torch.autocast(batch.targets.device.type, enabled=False):
+        target = batch.targets.float() / 255                                               # (N, S, S)
+        valid = frame_mask(batch.input_sizes, side)[batch.image_index, 0].float()
+        single = upscale_to_frame(masks[:, :1], side)[:, 0]
+        iou = frame_iou(single, target, valid)
+        loss = mask_loss(single, target, valid) + IOU_LOSS_WEIGHT * (predicted_iou[:, 0] - iou) ** 2
+        if multimask_weight:
+            small = [F.interpolate(x[:, None], masks.shape[-2:], mode="area").expand(-1, 3, -1, -1).flatten(0, 1)
+                     for x in (target, valid)]
+            three = masks[:, 1:].flatten(0, 1)                                             # (3N, 4h, 4w)
+            best = mask_loss(three, *small).unflatten(0, (-1, 3)).min(dim=1).values
+            iou_error = (predicted_iou[:, 1:] - frame_iou(three, *small).unflatten(0, (-1, 3))) ** 2
+            loss = loss + multimask_weight * (best + IOU_LOSS_WEIGHT * iou_error.mean(dim=1))
+    return loss.mean(), iou.mean()

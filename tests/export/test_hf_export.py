@@ -50,7 +50,6 @@ def test_the_processor_prepares_and_returns_what_sam_does(saved):
     """A photo through SamProcessor and SamModel against our own path: nearly the same mask at the photo's size."""
     from transformers import SamModel, SamProcessor
 
-    from sam_lora.model.meta import ResizeLongestSide
     folder, sam = saved
     processor, model = SamProcessor.from_pretrained(folder), SamModel.from_pretrained(folder).eval()
     probe = next(parity.make_probes(sam, 1))

@@ -1,6 +1,5 @@
 """Rows of a training table -> items and batches: geometry, padding, targets, and what bad rows get."""
 
-import json
 from pathlib import Path
 
 import cv2
@@ -13,11 +12,9 @@ from hypothesis import strategies as st
 
 from sam_lora.data.samples import Sample, check_samples, read_samples
 from sam_lora.errors import UserError
-from sam_lora.model.augment import augmentation_draws, draw_points_anew, jitter_colours, mirror
 from sam_lora.model.batches import (
     Collate,
     PromptedImages,
-    ShardedBatches,
     batches,
     group_rows,
     make_loader,
@@ -226,34 +223,27 @@ def test_loader_gives_the_same_batches_with_and_without_workers(table, num_worke
     assert torch.equal(loaded[0].images, Collate(SIDE)([dataset[0], dataset[1]]).images)
 
 
-def test_shuffling_follows_its_generator(table):
-    dataset = PromptedImages(read_samples(table), SIDE, 1, False, False)
+def test_kept_features_take_the_place_of_images(table, tmp_path):
+    """An image whose features are kept is not decoded: its file may even be broken. The others are."""
+    kept = {tmp_path / "tall.png": (torch.full((2, 3), 7.0), (96, 30))}
+    (tmp_path / "tall.png").write_bytes(b"no image")
+    samples = read_samples(table)
+    dataset = PromptedImages(samples, SIDE, 8, with_targets=True, with_masks=False, read_features=kept.get)
+    plain = PromptedImages(samples, SIDE, 8, with_targets=True, with_masks=False)
+    batch = Collate(SIDE)([dataset[i] for i in range(3)])
+    assert batch.decoded == [0, 2] and batch.features.tolist() == [[[0.0] * 3] * 2, [[7.0] * 3] * 2, [[0.0] * 3] * 2]
+    assert torch.equal(batch.images, Collate(SIDE)([plain[0], plain[2]]).images)
+    assert batch.input_sizes.tolist() == [[40, 64], [64, 20], [37, 64]] and len(batch.targets) == 4
+    alone = Collate(SIDE)([dataset[1]])
+    assert alone.images is None and alone.decoded == []
 
-    def order(seed: int) -> list:
-        loader = make_loader(dataset, SIDE, 1, 0, False, torch.Generator().manual_seed(seed))
-        return [batch.rows for batch in batches(loader)]
-    orders = [order(seed) for seed in range(6)]
-    assert order(0) == orders[0] and len({json.dumps(one) for one in orders}) > 1
-    assert all(sorted(one) == [[0], [1], [2], [3]] for one in orders)
 
-
-@settings(max_examples=200, deadline=None)
-@given(count=st.integers(1, 60), batch_size=st.integers(1, 5), world_size=st.integers(1, 4), seed=st.integers(0, 9))
-def test_shards_are_the_whole_batch_cut_up(count, batch_size, world_size, seed):
-    def sampler(batch: int, rank: int, world: int, fill: bool) -> ShardedBatches:
-        return ShardedBatches(count, batch, rank, world, torch.Generator().manual_seed(seed), fill)
-    whole = list(sampler(batch_size * world_size, 0, 1, False))
-    assert sorted(index for batch in whole for index in batch) == list(range(count))
-    shards = [sampler(batch_size, rank, world_size, True) for rank in range(world_size)]
-    parts = [list(shard) for shard in shards]
-    for number, batch in enumerate(whole):  # every process has a part in every step, and the parts are the batch
-        own = [part[number][:shard.share(number)] for part, shard in zip(parts, shards)]
-        assert [index for part in own for index in part] == batch
-        assert all(len(part[number]) == max(1, shard.share(number)) for part, shard in zip(parts, shards))
-    assert all(len(part) == len(shard) == len(whole) for part, shard in zip(parts, shards))
-    kept = [sampler(batch_size, rank, world_size, False) for rank in range(world_size)]
-    assert sorted(index for shard in kept for batch in shard for index in batch) == list(range(count))
-    assert all(len(list(shard)) == len(shard) for shard in kept)
+def test_the_epoch_of_a_key_reaches_augmentation(table):
+    seen = []
+    dataset = PromptedImages(read_samples(table), SIDE, 8, True, False,
+                             augment=lambda item, epoch: seen.append((item.rows, epoch)) or item)
+    assert dataset[(3, 0)].rows == [0, 2] and dataset[1].rows == [1]
+    assert seen == [([0, 2], 3), ([1], 0)]
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
@@ -271,106 +261,3 @@ def test_a_file_that_breaks_after_the_check_is_one_error_in_this_process(table, 
     with pytest.raises(UserError, match=message) as error:
         list(batches(make_loader(dataset, SIDE, 1, num_workers, pin_memory=False)))
     assert "\n" not in str(error.value)
-
-
-# ---- augmentation -------------------------------------------------------------------------------------------
-
-def whole_batch(table: Path):
-    dataset = PromptedImages(read_samples(table), SIDE, 8, True, False)
-    return Collate(SIDE)([dataset[i] for i in range(len(dataset))])
-
-
-@pytest.mark.parametrize(("rows_flip", "columns_flip"), [(False, False), (True, False), (False, True), (True, True)])
-def test_mirroring_moves_picture_target_points_and_box_alike_and_leaves_the_padding(rows, tmp_path, rows_flip,
-                                                                                      columns_flip):
-    rows[0]["box"], rows[1]["box"] = "[16,8,64,40]", "[3,6,15,48]"
-    batch = whole_batch(write_rows(tmp_path, rows))
-    draws = torch.tensor([[0.0 if rows_flip else 0.9, 0.0 if columns_flip else 0.9]]).expand(len(rows), 2)
-    mirrored = mirror(batch, draws)
-    flips = [axis for axis, wanted in ((1, rows_flip), (2, columns_flip)) if wanted]
-    for before, after, (height, width) in zip(batch.images, mirrored.images, batch.input_sizes.tolist()):
-        assert torch.equal(after[:, :height, :width], before[:, :height, :width].flip(flips))
-        assert not after[:, height:].any() and not after[:, :, width:].any()
-    for place, (image, target) in enumerate(zip(mirrored.image_index.tolist(), mirrored.targets)):
-        height, width = batch.input_sizes[image].tolist()
-        assert torch.equal(target[None, :height, :width], batch.targets[place, None, :height, :width].flip(flips))
-        for (x, y), (new_x, new_y) in zip(batch.prompts.point_coords[place], mirrored.prompts.point_coords[place]):
-            assert new_x == (width - 1 - x if columns_flip else x) and new_y == (height - 1 - y if rows_flip else y)
-        x0, y0, x1, y1 = mirrored.prompts.boxes[place].tolist()
-        if not np.isnan(x0):  # the box is still the object's own
-            ys, xs = np.nonzero(target.numpy() > 127)
-            assert np.allclose((x0, y0, x1, y1), (xs.min(), ys.min(), xs.max() + 1, ys.max() + 1), atol=1)
-
-
-def test_jitter_changes_colours_by_the_factors_drawn_and_leaves_the_padding(table):
-    batch = whole_batch(table)
-    draws = torch.full((4, 7), 0.5, dtype=torch.float64)
-    assert torch.equal(jitter_colours(batch, draws, 0.4).images, batch.images)
-    draws[1, -3] = 0.75                                   # brightness 1.2 for row 1, the second image
-    images = jitter_colours(batch, draws, 0.4).images
-    assert torch.equal(images[[0, 2]], batch.images[[0, 2]])
-    height, width = batch.input_sizes[1].tolist()
-    expected = (batch.images[1, :, :height, :width].float() * 1.2).clamp(max=255)
-    assert (images[1, :, :height, :width].float() - expected).abs().max() <= 1
-    assert not images[1, :, height:].any() and not images[1, :, :, width:].any()
-    draws[1, -3:] = torch.tensor([0.5, 0.5, 0.0])         # saturation 0.6: channels move towards one another
-    pale = jitter_colours(batch, draws, 0.4).images[1, :, :height, :width].float()
-    before = batch.images[1, :, :height, :width].float()
-    assert (pale.std(dim=0).mean() / before.std(dim=0).mean()).item() == pytest.approx(0.6, abs=0.05)
-    draws[1, -3:] = torch.tensor([0.5, 0.0, 0.5])         # contrast 0.6
-    flat = jitter_colours(batch, draws, 0.4).images[1, :, :height, :width].float()
-    assert (flat.std() / before.std()).item() < 0.85
-
-
-def test_rows_of_one_image_are_mirrored_together_and_half_of_the_images_are(table):
-    batch = whole_batch(table)
-    draws = augmentation_draws(read_samples(table), torch.Generator().manual_seed(3))
-    assert batch.image_index.tolist() == [0, 0, 1, 2] and batch.rows[:2] == [0, 2]
-    draws[2, :2] = 1 - draws[0, :2]  # what the image's second row would decide does not count
-    images, targets = mirror(batch, draws).images, mirror(batch, draws).targets
-    wanted = [axis for axis in (0, 1) if draws[0, axis] < 0.5]
-    height, width = batch.input_sizes[0].tolist()
-    for place in (0, 1):
-        assert torch.equal(targets[place, :height, :width], batch.targets[place, :height, :width].flip(wanted))
-    assert torch.equal(images[0, 0, :height, :width], batch.images[0, 0, :height, :width].flip(wanted))
-
-
-@settings(max_examples=20, deadline=None)
-@given(seed=st.integers(0, 2**31))
-def test_new_points_lie_in_the_object_and_nothing_else_changes(tmp_path_factory, seed):
-    folder = tmp_path_factory.mktemp("rows")
-    rows = [write_sample(folder, "wide", (128, 80), (16, 8, 64, 40)),
-            write_sample(folder, "tiny", (12, 7), (2, 1, 9, 5))]
-    rows[0] |= {"point_labels": "[1,0]", "box": "[16,8,64,40]"}
-    rows[1] |= {"points": "[[3,2],[4,2],[5,3]]", "point_labels": "[1,1,1]", "box": ""}
-    table = write_rows(folder, rows)
-    batch = whole_batch(table)
-    draws = augmentation_draws(read_samples(table), torch.Generator().manual_seed(seed))
-    drawn = draw_points_anew(batch, draws, 1.0)
-    before, after = batch.prompts.point_coords, drawn.prompts.point_coords
-    assert torch.equal(after[0, 1:], before[0, 1:])                       # the background point, and no third one
-    assert torch.equal(drawn.prompts.point_labels, batch.prompts.point_labels)
-    for place, points in ((0, after[0, :1]), (1, after[1])):
-        for x, y in points.int().tolist():
-            assert drawn.targets[place, y, x] >= 128
-    assert torch.equal(draw_points_anew(batch, draws, 0.0).prompts.point_coords, before)
-
-
-def test_every_pixel_of_the_object_is_equally_likely(tmp_path):
-    table = write_rows(tmp_path, [write_sample(tmp_path, "small", (SIDE, SIDE), (5, 7, 9, 10))])  # 12 pixels, scale 1
-    batch = whole_batch(table)
-    generator = torch.Generator().manual_seed(0)
-    found = [tuple(point) for _ in range(600) for point in
-             draw_points_anew(batch, augmentation_draws(read_samples(table), generator), 1.0)
-             .prompts.point_coords[0].int().tolist()]
-    counts = [found.count((x, y)) for y in range(7, 10) for x in range(5, 9)]
-    assert sum(counts) == 1200 and min(counts) > 60 and max(counts) < 145
-
-
-def test_an_object_thinner_than_a_frame_pixel_still_gets_its_points(tmp_path):
-    row = write_sample(tmp_path, "thin", (SIDE * 4, SIDE), (20, 30, 220, 31))
-    table = write_rows(tmp_path, [row | {"points": "[[30,30],[90,30]]"}])
-    batch = whole_batch(table)
-    assert batch.targets.max() < 128
-    points = draw_points_anew(batch, augmentation_draws(read_samples(table), torch.Generator().manual_seed(1)), 1.0)
-    assert all(batch.targets[0, y, x] == batch.targets.max() for x, y in points.prompts.point_coords[0].int().tolist())

@@ -1,8 +1,10 @@
-"""Features of the frozen part: equal to the encoder's, found again, checked, and computed anew where they are lost."""
+"""Features of the frozen part: equal to the encoder's, read again, checked, and computed anew where they are lost."""
 
 import contextlib
+import re
 import shutil
 from collections import namedtuple
+from collections.abc import Iterator
 from pathlib import Path
 
 import cv2
@@ -11,16 +13,18 @@ import pandas as pd
 import pytest
 import torch
 from conftest import points_text, random_sam
+from safetensors.torch import save
 
-from sam_lora.data.imaging import ImageError
+from sam_lora.data.imaging import ImageError, load_image
 from sam_lora.data.samples import read_samples
 from sam_lora.errors import UserError
-from sam_lora.model.batches import PromptedImages, batches, make_loader
+from sam_lora.model.batches import Batch, PromptedImages, batches, make_loader
 from sam_lora.model.checkpoints import prepare_for_training
 from sam_lora.model.encode import encode_frozen, encode_rest, image_embeddings, preprocess
 from sam_lora.results import evaluation
 from sam_lora.training import feature_cache
 from sam_lora.training.feature_cache import FeatureCache
+from sam_lora.training.precision import Precision
 
 SIDE = 64
 CPU = torch.device("cpu")
@@ -50,9 +54,9 @@ def photos(tmp_path) -> list[Path]:
     return paths
 
 
-def make_cache(sam, folder: Path | None, /, **changes) -> FeatureCache:
-    settings = {"sam": sam, "blocks": 2, "base_sha256": "a" * 64, "device": CPU, "autocast": contextlib.nullcontext(),
-                "precision": "fp32", "stored_as": "fp32", "ram_bytes": 10**9, "folder": folder}
+def make_cache(sam, folder: Path, precision: str = "fp32", **changes) -> FeatureCache:
+    settings = {"sam": sam, "blocks": 2, "base_sha256": "a" * 64, "stored_as": "fp32", "folder": folder,
+                "precision": Precision(precision, contextlib.nullcontext(), torch.amp.GradScaler("cpu", enabled=False))}
     return FeatureCache(**settings | changes)
 
 
@@ -70,19 +74,29 @@ def write_table(photos: list[Path], tmp_path: Path) -> Path:
     return tmp_path / "table.csv"
 
 
-def loader(table: Path, sizes=None, batch_size: int = 2):
-    return make_loader(PromptedImages(read_samples(table), SIDE, 8, True, True, sizes), SIDE, batch_size, 0, False)
+def load(table: Path, cache: FeatureCache | None = None, num_workers: int = 0) -> Iterator[Batch]:
+    """The table in batches of two, with features where `cache` has them."""
+    images = PromptedImages(read_samples(table), SIDE, 8, True, True, cache.files if cache else None)
+    loaded = batches(make_loader(images, SIDE, 2, num_workers, pin_memory=False))
+    return cache.complete(loaded) if cache else loaded
 
 
-def embeddings(sam, cache: FeatureCache | None, table: Path, sizes=None) -> torch.Tensor:
+def embeddings(sam, cache: FeatureCache | None, table: Path, num_workers: int = 0) -> torch.Tensor:
     """(images, C, h, w) in the table's order."""
-    found = batches(loader(table, sizes))
     with torch.no_grad():
-        return torch.cat([image_embeddings(sam, batch) for batch in (cache.attach(found) if cache else found)])
+        return torch.cat([image_embeddings(sam, batch) for batch in load(table, cache, num_workers)])
 
 
 def entries(folder: Path) -> list[Path]:
-    return sorted(folder.glob("*.features"))
+    return sorted(folder.glob("*.safetensors"))
+
+
+@pytest.fixture
+def decoded(monkeypatch) -> list[Path]:
+    """The image files that are decoded in this process, one after the other."""
+    paths = []
+    monkeypatch.setattr("sam_lora.model.batches.load_image", lambda path: paths.append(path) or load_image(path))
+    return paths
 
 
 # ---- the two parts of the encoder -------------------------------------------------------------------------------
@@ -104,33 +118,39 @@ def test_what_comes_before_the_trained_blocks_does_not_depend_on_them(sam):
 
 # ---- what comes out ----------------------------------------------------------------------------------------------
 
+@pytest.mark.parametrize("num_workers", [0, 1])
 @pytest.mark.parametrize("blocks", [0, 2])
-@pytest.mark.parametrize(("ram_bytes", "on_disk"), [
-    pytest.param(10**9, False, id="all in memory, no folder"), pytest.param(0, True, id="all on disk"),
-    pytest.param(2 * ENTRY_BYTES, True, id="two in memory"), pytest.param(2 * ENTRY_BYTES, False, id="three nowhere")])
-def test_embeddings_are_those_of_the_encoder(sam, photos, tmp_path, blocks, ram_bytes, on_disk):
+def test_embeddings_are_those_of_the_encoder_and_nothing_is_decoded_again(sam, photos, tmp_path, blocks, num_workers,
+                                                                          decoded):
     table = write_table(photos, tmp_path)
-    cache = make_cache(sam, tmp_path / "kept" if on_disk else None, blocks=blocks, ram_bytes=ram_bytes)
-    cache.fill(photos, batch_size=2)
-    assert cache.encoded == 5
-    sizes = cache.sizes(photos)
     expected = embeddings(sam, None, table)
+    cache = make_cache(sam, tmp_path / "kept", blocks=blocks)
+    cache.fill(photos, batch_size=2)
+    assert cache.encoded == 5 and len(entries(tmp_path / "kept")) == 5
+    decoded.clear()
     for _ in range(2):
-        torch.testing.assert_close(embeddings(sam, cache, table, sizes), expected, rtol=1e-5, atol=1e-5)
-    everything_kept = on_disk or ram_bytes == 10**9
-    assert cache.encoded == 5 if everything_kept else cache.encoded > 5
-    assert (sizes == dict(zip(photos, SIZES_HW))) == everything_kept
-    assert (len(entries(tmp_path / "kept")) == 5) == on_disk
+        torch.testing.assert_close(embeddings(sam, cache, table, num_workers), expected, rtol=1e-5, atol=1e-5)
+    assert cache.encoded == 5 and not decoded
+
+
+def test_sizes_come_from_the_entries(sam, photos, tmp_path):
+    table = write_table(photos, tmp_path)
+    cache = make_cache(sam, tmp_path / "kept")
+    cache.fill(photos, 2)
+    plain, kept = (list(load(table, one)) for one in (None, cache))
+    assert [batch.original_sizes for batch in kept] == [batch.original_sizes for batch in plain]
+    assert all(torch.equal(one.input_sizes, other.input_sizes) and torch.equal(one.targets, other.targets)
+               and torch.equal(one.prompts.point_coords, other.prompts.point_coords) for one, other in zip(plain, kept))
 
 
 @pytest.mark.parametrize(("stored_as", "tolerance"), [("fp16", 2e-3), ("bf16", 2e-2)])
 def test_half_precision_takes_half_the_disk_and_is_near(sam, photos, tmp_path, stored_as, tolerance):
     table = write_table(photos, tmp_path)
-    cache = make_cache(sam, tmp_path / "kept", stored_as=stored_as, ram_bytes=0)
+    cache = make_cache(sam, tmp_path / "kept", stored_as=stored_as)
     cache.fill(photos, 4)
-    assert all(ENTRY_BYTES / 2 < path.stat().st_size < ENTRY_BYTES / 2 + 300 for path in entries(tmp_path / "kept"))
-    exact, found = embeddings(sam, None, table), embeddings(sam, cache, table, cache.sizes(photos))
-    assert 0 < (found - exact).abs().max() < tolerance * exact.abs().max()
+    assert all(ENTRY_BYTES / 2 < path.stat().st_size < ENTRY_BYTES / 2 + 500 for path in entries(tmp_path / "kept"))
+    exact, rounded = embeddings(sam, None, table), embeddings(sam, cache, table)
+    assert 0 < (rounded - exact).abs().max() < tolerance * exact.abs().max()
 
 
 def test_features_beyond_fp16_are_an_error_not_infinities(photos, tmp_path):
@@ -138,47 +158,47 @@ def test_features_beyond_fp16_are_an_error_not_infinities(photos, tmp_path):
     with torch.no_grad():
         loud.image_encoder.pos_embed.mul_(1e6)
     with pytest.raises(UserError, match="--cache_precision fp16: .*give bf16 or fp32"):
-        make_cache(loud, None, stored_as="fp16").fill(photos, 2)
-    make_cache(loud, None, stored_as="bf16").fill(photos, 2)
+        make_cache(loud, tmp_path / "fp16", stored_as="fp16").fill(photos, 2)
+    make_cache(loud, tmp_path / "bf16", stored_as="bf16").fill(photos, 2)
 
 
 def test_predictions_are_the_same_from_features(sam, photos, tmp_path):
     table = write_table(photos, tmp_path)
-    cache = make_cache(sam, tmp_path / "kept", ram_bytes=0)
+    cache = make_cache(sam, tmp_path / "kept")
     cache.fill(photos, 2)
-    with_features = cache.attach(batches(loader(table, cache.sizes(photos))))
-    plain, found = (sorted(evaluation.predict(sam, some, CPU, contextlib.nullcontext()), key=lambda one: one.row)
-                    for some in (batches(loader(table)), with_features))
-    assert [one.row for one in found] == [one.row for one in plain] == list(range(6))
+    plain, kept = (sorted(evaluation.predict(sam, load(table, one), CPU, contextlib.nullcontext()),
+                          key=lambda prediction: prediction.row) for one in (None, cache))
+    assert [one.row for one in kept] == [one.row for one in plain] == list(range(6))
     assert any(one.mask.any() for one in plain)
-    for one, other in zip(plain, found):
+    for one, other in zip(plain, kept):
         assert np.array_equal(one.mask, other.mask) and np.array_equal(one.truth, other.truth)
         assert one.predicted_iou == pytest.approx(other.predicted_iou, abs=1e-5)
 
 
 def test_entries_computed_during_validation_can_be_trained_on(sam, photos, tmp_path):
     table = write_table(photos, tmp_path)
-    cache = make_cache(sam, None)
-    list(evaluation.predict(sam, cache.attach(batches(loader(table))), CPU, contextlib.nullcontext()))
-    assert cache.encoded == 5
-    for batch in cache.attach(batches(loader(table))):
+    cache = make_cache(sam, tmp_path / "kept")
+    cache.fill(photos, 2)
+    shutil.rmtree(tmp_path / "kept")
+    list(evaluation.predict(sam, load(table, cache), CPU, contextlib.nullcontext()))
+    assert cache.encoded == 5 + 5
+    for batch in load(table, cache):
         image_embeddings(sam, batch).sum().backward()
-    assert cache.encoded == 5
+    assert cache.encoded == 5 + 5
     sam.zero_grad(set_to_none=True)
 
 
-# ---- found again, or not ----------------------------------------------------------------------------------------
+# ---- read again, or not -----------------------------------------------------------------------------------------
 
 def test_another_run_reads_what_the_first_one_wrote(sam, photos, tmp_path):
     table = write_table(photos, tmp_path)
     first = make_cache(sam, tmp_path / "kept")
     first.fill([*photos, *photos], 2)
     expected = embeddings(sam, first, table)
-    for ram_bytes in (0, 10**9):
-        again = make_cache(sam, tmp_path / "kept", ram_bytes=ram_bytes)
-        again.fill(photos, 2)
-        assert torch.equal(embeddings(sam, again, table, again.sizes(photos)), expected)
-        assert again.encoded == 0 and not again.take_notes()
+    again = make_cache(sam, tmp_path / "kept")
+    again.fill(photos, 2)
+    assert torch.equal(embeddings(sam, again, table), expected)
+    assert first.encoded == 5 and again.encoded == 0 and not again.take_notes()
 
 
 def test_a_renamed_image_and_a_copy_need_no_new_entry(sam, photos, tmp_path):
@@ -189,14 +209,14 @@ def test_a_renamed_image_and_a_copy_need_no_new_entry(sam, photos, tmp_path):
     cache = make_cache(sam, tmp_path / "kept")
     cache.fill([moved, copy, photos[1]], 2)
     assert cache.encoded == 0 and cache.key(copy) == cache.key(photos[1]) != cache.key(moved)
-    alone = make_cache(sam, None)
+    alone = make_cache(sam, tmp_path / "alone")
     alone.fill([copy, photos[1]], 2)
     assert alone.encoded == 1
 
 
 def test_the_key_changes_with_everything_that_shapes_features(sam, photos, tmp_path):
     other_size = random_sam("vit_mini", 128)
-    caches = [make_cache(sam, None, **changes) for changes in (
+    caches = [make_cache(**{"sam": sam} | changes, folder=tmp_path) for changes in (
         {}, {"base_sha256": "b" * 64}, {"blocks": 0}, {"blocks": 3}, {"sam": other_size}, {"precision": "bf16"},
         {"stored_as": "fp16"})]
     keys = [cache.key(photos[0]) for cache in caches]
@@ -204,7 +224,7 @@ def test_the_key_changes_with_everything_that_shapes_features(sam, photos, tmp_p
     spoilt[-20] ^= 1
     (tmp_path / "spoilt.png").write_bytes(spoilt)
     keys.append(caches[0].key(tmp_path / "spoilt.png"))
-    assert len(set(keys)) == len(keys) == 8 and make_cache(sam, tmp_path).key(photos[0]) == keys[0]
+    assert len(set(keys)) == len(keys) == 8 and make_cache(sam, tmp_path / "other").key(photos[0]) == keys[0]
 
 
 def flip_a_bit(path: Path) -> None:
@@ -218,12 +238,15 @@ def flip_a_bit(path: Path) -> None:
     pytest.param(lambda path: path.write_bytes(path.read_bytes()[:-7]), id="cut short"),
     pytest.param(lambda path: path.write_bytes(b""), id="empty"),
     pytest.param(lambda path: path.write_bytes(b"\x80\x04" * 900), id="something else"),
-    pytest.param(lambda path: path.write_bytes(path.read_bytes().replace(b"[4, 4, 160]", b"[4, 8, 080]")),
+    pytest.param(lambda path: path.write_bytes(path.read_bytes().replace(b"[4,4,160]", b"[4,2,320]")),
                  id="another shape"),
+    pytest.param(lambda path: path.write_bytes(re.sub(rb'"image_size":"\d', b'"image_size":"9', path.read_bytes())),
+                 id="another image size"),
+    pytest.param(lambda path: path.write_bytes(save({"other": torch.ones(9)})), id="another program's"),
     pytest.param(lambda path: shutil.copy(entries(path.parent)[1], path), id="another image's"),
 ])
-@pytest.mark.parametrize("ram_bytes", [0, 10**9])
-def test_damage_is_noticed_told_once_and_repaired(sam, photos, tmp_path, damage, ram_bytes):
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_damage_is_noticed_reported_once_and_repaired(sam, photos, tmp_path, damage, num_workers):
     table = write_table(photos, tmp_path)
     make_cache(sam, tmp_path / "kept").fill(photos, 2)
     expected = embeddings(sam, None, table)
@@ -231,49 +254,62 @@ def test_damage_is_noticed_told_once_and_repaired(sam, photos, tmp_path, damage,
     whole = victim.read_bytes()
     damage(victim)
     assert victim.read_bytes() != whole
-    cache = make_cache(sam, tmp_path / "kept", ram_bytes=ram_bytes)
+    cache = make_cache(sam, tmp_path / "kept")
     cache.fill(photos, 2)
     for _ in range(2):
-        torch.testing.assert_close(embeddings(sam, cache, table, cache.sizes(photos)), expected, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(embeddings(sam, cache, table, num_workers), expected, rtol=1e-5, atol=1e-5)
     assert cache.encoded == 1
     assert cache.take_notes() == [f"{tmp_path / 'kept'}: 1 damaged entries, their features were computed anew"]
     assert cache.take_notes() == []
     assert len(victim.read_bytes()) == len(whole)
-    again = make_cache(sam, tmp_path / "kept", ram_bytes=0)
+    again = make_cache(sam, tmp_path / "kept")
+    again.fill(photos, 2)
     embeddings(sam, again, table)
-    assert again.encoded == 0
+    assert again.encoded == 0 and not again.take_notes()
 
 
-def test_the_folder_may_go_between_epochs(sam, photos, tmp_path):
+def test_the_folder_may_go_between_epochs(sam, photos, tmp_path, decoded):
     table = write_table(photos, tmp_path)
-    cache = make_cache(sam, tmp_path / "kept", ram_bytes=2 * ENTRY_BYTES)
+    cache = make_cache(sam, tmp_path / "kept")
     cache.fill(photos, 2)
-    sizes, expected = cache.sizes(photos), embeddings(sam, None, table)
+    expected = embeddings(sam, None, table)
     shutil.rmtree(tmp_path / "kept")
-    torch.testing.assert_close(embeddings(sam, cache, table, sizes), expected, rtol=1e-5, atol=1e-5)
-    assert cache.encoded == 5 + 3 and len(entries(tmp_path / "kept")) == 3
-    torch.testing.assert_close(embeddings(sam, cache, table, sizes), expected, rtol=1e-5, atol=1e-5)
-    assert cache.encoded == 5 + 3 and not cache.take_notes()
+    decoded.clear()
+    torch.testing.assert_close(embeddings(sam, cache, table), expected, rtol=1e-5, atol=1e-5)
+    assert cache.encoded == 5 + 5 and len(entries(tmp_path / "kept")) == 5 and sorted(decoded) == photos
+    torch.testing.assert_close(embeddings(sam, cache, table), expected, rtol=1e-5, atol=1e-5)
+    assert cache.encoded == 5 + 5 and not cache.take_notes()
+
+
+def test_entries_that_go_are_computed_anew_beside_those_that_stay(sam, photos, tmp_path):
+    table = write_table(photos, tmp_path)
+    cache = make_cache(sam, tmp_path / "kept")
+    cache.fill(photos, 2)
+    cache.files.path(photos[1]).unlink()
+    torch.testing.assert_close(embeddings(sam, cache, table), embeddings(sam, None, table), rtol=1e-5, atol=1e-5)
+    assert cache.encoded == 5 + 1 and cache.files.path(photos[1]).is_file() and not cache.take_notes()
 
 
 def test_a_full_disk_ends_the_writing_not_the_run(sam, photos, tmp_path, monkeypatch):
     table = write_table(photos, tmp_path)
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(feature_cache.shutil, "disk_usage", lambda path: usage(2**40, 2**40 - 2**29, 2**29))
-    cache = make_cache(sam, tmp_path / "kept", ram_bytes=ENTRY_BYTES)
+    cache = make_cache(sam, tmp_path / "kept")
     cache.fill(photos, 2)
-    assert len(cache.sizes(photos)) == 1 and not entries(tmp_path / "kept")
-    torch.testing.assert_close(embeddings(sam, cache, table, cache.sizes(photos)), embeddings(sam, None, table),
-                               rtol=1e-5, atol=1e-5)
+    assert not entries(tmp_path / "kept")
+    torch.testing.assert_close(embeddings(sam, cache, table), embeddings(sam, None, table), rtol=1e-5, atol=1e-5)
     notes = cache.take_notes()
     assert len(notes) == 1 and "less than 1 GB free" in notes[0] and str(tmp_path / "kept") in notes[0]
+    assert not cache.take_notes()
 
 
-def test_a_folder_that_is_a_file_is_told_and_left_alone(sam, photos, tmp_path):
+def test_a_folder_that_is_a_file_is_reported_and_left_alone(sam, photos, tmp_path):
+    table = write_table(photos, tmp_path)
     (tmp_path / "kept").write_text("mine")
-    cache = make_cache(sam, tmp_path / "kept", ram_bytes=0)
+    cache = make_cache(sam, tmp_path / "kept")
     cache.fill(photos, 2)
-    assert len(cache.take_notes()) == 1 and (tmp_path / "kept").read_text() == "mine" and cache.sizes(photos) == {}
+    assert len(cache.take_notes()) == 1 and (tmp_path / "kept").read_text() == "mine"
+    torch.testing.assert_close(embeddings(sam, cache, table), embeddings(sam, None, table), rtol=1e-5, atol=1e-5)
 
 
 def test_a_broken_image_is_named(sam, photos, tmp_path):

@@ -1,0 +1,145 @@
+"""Augmentation of one item: image, targets and prompts change together, and what happens depends on the row alone."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sam_lora.model.augment import Augmentation, draw_points, jitter_colors, mirror
+from sam_lora.model.batches import Item
+from sam_lora.model.prompts import Prompts
+
+SIZE_HW = (40, 64)
+
+
+def make_item(rows: tuple[int, ...] = (0,), box_xyxy: tuple[int, int, int, int] = (8, 4, 32, 20)) -> Item:
+    """A white object on grey; every row has two foreground points, a background point and the object's box."""
+    x0, y0, x1, y1 = box_xyxy
+    target = torch.zeros(SIZE_HW, dtype=torch.uint8)
+    target[y0:y1, x0:x1] = 255
+    image = torch.randint(0, 90, (3, *SIZE_HW), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    image[:, target > 0] += torch.tensor([150, 100, 60], dtype=torch.uint8)[:, None]
+    prompts = Prompts(torch.tensor([[[x0, y0], [x1 - 1, y1 - 1], [50, 35]]]).float(), torch.tensor([[1, 1, 0]]),
+                      torch.tensor([[x0, y0, x1, y1]]).float())
+    return Item(list(rows), Path("image.png"), image, None, SIZE_HW, SIZE_HW, [prompts] * len(rows),
+                [target] * len(rows), [])
+
+
+@pytest.mark.parametrize(("top_to_bottom", "left_to_right"), [(False, False), (True, False), (False, True),
+                                                              (True, True)])
+def test_mirroring_moves_image_targets_points_and_box_together(top_to_bottom, left_to_right):
+    item, (height, width) = make_item(rows=(0, 3)), SIZE_HW
+    mirrored = mirror(item, top_to_bottom, left_to_right)
+    axes = [axis for axis, wanted in ((-2, top_to_bottom), (-1, left_to_right)) if wanted]
+    assert torch.equal(mirrored.image, item.image.flip(axes))
+    for before, after, target, prompts in zip(item.targets, mirrored.targets, mirrored.targets, mirrored.prompts):
+        assert torch.equal(after, before.flip(axes))
+        for (x, y), (new_x, new_y) in zip(item.prompts[0].point_coords[0], prompts.point_coords[0]):
+            assert new_x == (width - 1 - x if left_to_right else x)
+            assert new_y == (height - 1 - y if top_to_bottom else y)
+        ys, xs = np.nonzero(target.numpy())  # the box still surrounds the object
+        assert prompts.boxes[0].tolist() == [xs.min(), ys.min(), xs.max() + 1, ys.max() + 1]
+
+
+def test_jitter_multiplies_brightness_contrast_and_saturation():
+    image = make_item().image
+    assert torch.equal(jitter_colors(image, np.ones(3)), image)
+    bright = jitter_colors(image, np.array([1.2, 1, 1])).float()
+    assert (bright - (image.float() * 1.2).clamp(max=255)).abs().max() <= 1
+    flat = jitter_colors(image, np.array([1, 0.6, 1])).float()
+    assert (flat.std() / image.float().std()).item() < 0.85
+    pale = jitter_colors(image, np.array([1, 1, 0.6])).float()  # the channels move towards one another
+    assert (pale.std(dim=0).mean() / image.float().std(dim=0).mean()).item() == pytest.approx(0.6, abs=0.05)
+
+
+def flips(augmentation: Augmentation, rows: range, epoch: int = 1) -> list[tuple[bool, bool]]:
+    """For each row: was its item mirrored top to bottom, left to right?"""
+    found = []
+    for row in rows:
+        item = make_item(rows=(row,))
+        coords = augmentation(item, epoch).prompts[0].point_coords[0, 2].tolist()  # of the background point
+        found.append((coords[1] != 35, coords[0] != 50))
+    return found
+
+
+def test_half_of_the_images_are_mirrored_either_way_and_epochs_and_seeds_differ():
+    found = flips(Augmentation(7, flip=True), range(400))
+    for way in (0, 1):
+        assert 160 < sum(flip[way] for flip in found) < 240
+    assert sum(both for both in map(all, found)) > 60
+    assert found == flips(Augmentation(7, flip=True), range(400))
+    assert found != flips(Augmentation(7, flip=True), range(400), epoch=2)
+    assert found != flips(Augmentation(8, flip=True), range(400))
+
+
+def test_the_first_row_of_an_image_decides_how_it_is_mirrored():
+    augmentation = Augmentation(7, flip=True)
+    alone, together = augmentation(make_item(rows=(5,)), 1), augmentation(make_item(rows=(5, 9)), 1)
+    assert torch.equal(alone.image, together.image)
+    assert torch.equal(together.targets[0], together.targets[1]) and torch.equal(together.targets[0], alone.targets[0])
+
+
+def test_clicks_of_a_row_do_not_depend_on_its_companions_or_on_other_augmentation():
+    alone = Augmentation(7, new_points=1.0)(make_item(rows=(9,)), 1).prompts[0]
+    together = Augmentation(7, new_points=1.0)(make_item(rows=(5, 9)), 1).prompts
+    assert torch.equal(together[1].point_coords, alone.point_coords)
+    assert not torch.equal(together[0].point_coords, alone.point_coords)
+    colored = Augmentation(7, color_jitter=0.5, new_points=1.0)(make_item(rows=(9,)), 1)
+    assert torch.equal(colored.prompts[0].point_coords, alone.point_coords)
+    assert not torch.equal(colored.image, make_item().image)
+
+
+def test_an_item_with_features_gets_new_clicks_only():
+    item = replace(make_item(), image=None, features=torch.zeros(2, 2))
+    changed = Augmentation(7, flip=True, color_jitter=0.5, new_points=1.0)(item, 1)
+    assert changed.image is None and changed.features is item.features and changed.targets is item.targets
+    assert not torch.equal(changed.prompts[0].point_coords[0, :2], item.prompts[0].point_coords[0, :2])
+
+
+@pytest.mark.parametrize(("new_points", "fewest", "most"), [(0.0, 0, 0), (0.5, 70, 130), (1.0, 195, 200)])
+def test_the_wanted_fraction_of_rows_gets_new_points(new_points, fewest, most):
+    item = make_item()
+    changed = sum(not torch.equal(Augmentation(1, new_points=new_points)(replace(item, rows=[row]), 1).prompts[0]
+                                  .point_coords, item.prompts[0].point_coords) for row in range(200))
+    assert fewest <= changed <= most
+
+
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 2**31))
+def test_new_points_lie_in_the_object_and_nothing_else_changes(seed):
+    item = make_item()
+    before = item.prompts[0]
+    after = draw_points(before, item.targets[0].numpy(), np.random.default_rng(seed))
+    assert torch.equal(after.point_coords[0, 2], before.point_coords[0, 2])    # the background point
+    assert torch.equal(after.point_labels, before.point_labels) and torch.equal(after.boxes, before.boxes)
+    for x, y in after.point_coords[0, :2].int().tolist():
+        assert item.targets[0][y, x] == 255
+    assert not torch.equal(after.point_coords[0, 0], after.point_coords[0, 1])
+
+
+def test_every_pixel_of_the_object_is_equally_likely():
+    item = make_item(box_xyxy=(5, 7, 9, 10))  # 12 pixels
+    generator = np.random.default_rng(0)
+    points = [tuple(point) for _ in range(600) for point in draw_points(
+        item.prompts[0], item.targets[0].numpy(), generator).point_coords[0, :2].int().tolist()]
+    counts = [points.count((x, y)) for y in range(7, 10) for x in range(5, 9)]
+    assert sum(counts) == 1200 and min(counts) > 60 and max(counts) < 145
+
+
+def test_an_object_thinner_than_a_pixel_of_the_frame_still_gets_its_points():
+    target = np.zeros(SIZE_HW, np.uint8)
+    target[7], target[8] = 90, 60
+    points = draw_points(make_item().prompts[0], target, np.random.default_rng(1)).point_coords[0, :2]
+    assert points[:, 1].tolist() == [7, 7]
+
+
+@pytest.mark.parametrize("labels", [pytest.param([[1, 1, 0]], id="no mask"), pytest.param([[0, 0, 0]], id="no click")])
+def test_rows_without_a_mask_or_without_foreground_points_keep_theirs(labels):
+    target = np.zeros(SIZE_HW, np.uint8)
+    target[:] = 255 * (labels == [[0, 0, 0]])
+    prompts = replace(make_item().prompts[0], point_labels=torch.tensor(labels))
+    assert draw_points(prompts, target, np.random.default_rng(0)) is prompts
