@@ -18,11 +18,12 @@ Writes  base_sam_results/: report.html (everything on one page), predictions.jpg
 import argparse
 
 from sam_lora import cli, contracts
+from sam_lora.results import arguments
 
 
 def get_args_parser() -> argparse.ArgumentParser:
     parser = cli.make_parser(__doc__)
-    model = cli.add_inference(parser, contracts.BASE_RESULTS_FOLDER, contracts.training_table("test"))
+    model = arguments.add_inference(parser, contracts.BASE_RESULTS_FOLDER, contracts.training_table("test"))
     cli.add_model(model)
     model.add_argument("--image_size", type=cli.positive_int, metavar="PX",
                        help="side of the model frame, as in train.py; default: the model's own (1024; vit_mini 256)")
@@ -30,17 +31,19 @@ def get_args_parser() -> argparse.ArgumentParser:
 
 
 def main(args: argparse.Namespace) -> None:
-    cli.check_inference(args, get_args_parser())
+    arguments.check_inference(args, get_args_parser())
     from sam_lora.model.meta import Sam
     from sam_lora.model.sam import load_sam
     from sam_lora.results import inference
+    from sam_lora.results.requests import Candidate
 
     def load_model() -> Sam:
         sam, _ = load_sam(args.model_type, args.checkpoint, args.image_size)
         print(f"{args.model_type} as released, at {sam.image_encoder.img_size} px")
         return sam
 
-    inference.infer(load_model, tuned=False, model=f"{args.model_type} as released", **cli.inference_values(args))
+    candidate = Candidate(load_model, tuned=False, name=f"{args.model_type} as released")
+    inference.infer(candidate, arguments.request_of(args), arguments.destination_of(args), arguments.runtime_of(args))
 
 
 if __name__ == "__main__":

@@ -18,11 +18,12 @@ import argparse
 from pathlib import Path
 
 from sam_lora import cli, contracts
+from sam_lora.results import arguments
 
 
 def get_args_parser() -> argparse.ArgumentParser:
     parser = cli.make_parser(__doc__)
-    model = cli.add_inference(parser, contracts.TUNED_RESULTS_FOLDER, contracts.training_table("test"))
+    model = arguments.add_inference(parser, contracts.TUNED_RESULTS_FOLDER, contracts.training_table("test"))
     model.add_argument("--checkpoint", default=f"{contracts.CHECKPOINTS_FOLDER}/{contracts.FINAL_CHECKPOINT}",
                        metavar="FILE", help="checkpoint of train.py")
     model.add_argument("--base_checkpoint", metavar="FILE",
@@ -31,10 +32,11 @@ def get_args_parser() -> argparse.ArgumentParser:
 
 
 def main(args: argparse.Namespace) -> None:
-    cli.check_inference(args, get_args_parser())
+    arguments.check_inference(args, get_args_parser())
     from sam_lora.model import checkpoints
     from sam_lora.model.meta import Sam
     from sam_lora.results import inference
+    from sam_lora.results.requests import Candidate
 
     def load_model() -> Sam:
         sam, header = checkpoints.load_tuned_sam(args.checkpoint, args.base_checkpoint)
@@ -42,8 +44,8 @@ def main(args: argparse.Namespace) -> None:
               f"trained with {header['prompt']} a mask")
         return sam
 
-    inference.infer(load_model, tuned=True, model=args.checkpoint, training_folder=Path(args.checkpoint).parent,
-                    **cli.inference_values(args))
+    candidate = Candidate(load_model, tuned=True, name=args.checkpoint, training_folder=Path(args.checkpoint).parent)
+    inference.infer(candidate, arguments.request_of(args), arguments.destination_of(args), arguments.runtime_of(args))
 
 
 if __name__ == "__main__":

@@ -19,12 +19,10 @@ from pathlib import Path
 
 from sam_lora import cli, contracts
 from sam_lora.errors import UserError
-from sam_lora.model.sam_types import SAM_TYPES
+from sam_lora.model.sam_types import LORA_TARGETS, LOSSES, SAM_TYPES
 
-LORA_TARGETS = ("qkv", "proj", "lin1", "lin2")
 PROMPT_SAMPLING = {"table": 0.0, "random": 1.0, "mixed": 0.5}  # fraction of rows that get other points in an epoch
 PIXEL_AUGMENTATION = {"flip": (True, False), "color_jitter": (0.0, 0.0)}  # default without and with kept features
-LOSSES = ("bce_iou", "focal_dice", "bce_dice")
 BY_MODEL = {  # defaults that differ: the small SAM learns faster, and fits many images in a batch
     "vit_mini": {"batch_size": 8, "learning_rate": 1e-3},
     "vit_b": {"batch_size": 4, "learning_rate": 2e-4},

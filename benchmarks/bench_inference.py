@@ -34,12 +34,13 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from sam_lora import cli, contracts, figures, workers
+from sam_lora import cli, contracts, workers
 from sam_lora.data import imaging
 from sam_lora.data.samples import Sample, read_samples
+from sam_lora.drawing import Example
 from sam_lora.errors import UserError
 from sam_lora.model.sam import load_sam
-from sam_lora.results import evaluation
+from sam_lora.results import evaluation, pictures
 from sam_lora.tables import points_from_json, points_to_json, resolve_path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -174,8 +175,8 @@ def by_loop(test_csv: Path, folder: Path, draw: str) -> None:
         if draw == "matplotlib":
             by_matplotlib(image, sample, mask, truth, heading, path)
         else:
-            example = figures.Example(image, sample.points, sample.point_labels, None, mask, truth)
-            cv2.imwrite(path, cv2.cvtColor(figures.panel(example, heading, sample.image_text), cv2.COLOR_RGB2BGR))
+            example = Example(image, sample.points, sample.point_labels, None, mask, truth)
+            cv2.imwrite(path, cv2.cvtColor(pictures.panel(example, heading, sample.image_text), cv2.COLOR_RGB2BGR))
     pd.DataFrame({"image": [sample.image_text for sample in samples], "iou": scores}).to_csv(folder / "results.csv")
 
 

@@ -7,8 +7,7 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from sam_lora import contracts
-from sam_lora import figures as drawing
+from sam_lora import contracts, drawing
 from sam_lora.data import geometry, imaging
 from sam_lora.data.manifest import ManifestRow
 

@@ -1,4 +1,4 @@
-"""Base against tuned on the same samples: pairing, an interval that knows which crops share a photo, verdict, pictures.
+"""Base against tuned on the same samples: pairing, an interval that resamples whole photos, verdict, pictures.
 
 Differences are tuned - base, whichever of the two runs now.
 """
@@ -10,10 +10,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from sam_lora import contracts, figures
+from sam_lora import contracts, plots
 from sam_lora.data import imaging
 from sam_lora.data.samples import Sample
+from sam_lora.drawing import Example
 from sam_lora.errors import UserError
+from sam_lora.results import pictures
 from sam_lora.tables import read_table
 
 BOOTSTRAP_DRAWS = 5000
@@ -31,9 +33,9 @@ class OtherResults:
     iou: np.ndarray
     masks: list[str]    # paths below the table's folder, as the table has them; "" where it has none
 
-    def mask(self, place: int, shape: tuple[int, int]) -> np.ndarray:
+    def mask(self, position: int, shape: tuple[int, int]) -> np.ndarray:
         """(H, W) bool, the other model's prediction. UserError unless it is in the table's folder and has `shape`."""
-        folder, text = self.table.parent.resolve(), self.masks[place]
+        folder, text = self.table.parent.resolve(), self.masks[position]
         if not text:
             raise UserError(f"{self.table} names no mask")
         path = (folder / text).resolve()
@@ -85,7 +87,7 @@ def compare(names: Sequence[str], photos: Sequence[str], base: np.ndarray, tuned
     """COMPARISON_COLUMNS for each class, then all by object and by class; `base` and `tuned` are paired IoUs.
 
     The 95 % interval of the mean difference is a percentile bootstrap that draws whole photos, since objects of one
-    photo are no independent witnesses; empty where there is one photo only.
+    photo are not independent; empty where there is one photo only.
     """
     rng = np.random.default_rng(seed)
     difference = tuned - base
@@ -171,7 +173,7 @@ def draw(scored: pd.DataFrame, samples: Sequence[Sample], other: OtherResults, f
     this = scored["iou"].to_numpy(float)
     base, after = (other.iou, this) if tuned else (this, other.iou)
     overall = comparison.loc[comparison["class_name"] == contracts.BY_OBJECT].to_dict("records")[0]
-    figures.comparison_plot(base, after, overall["mean_difference"], (overall["ci95_low"], overall["ci95_high"]),
+    plots.comparison_plot(base, after, overall["mean_difference"], (overall["ci95_low"], overall["ci95_high"]),
                             folder / contracts.COMPARISON_PICTURE)
     chosen = most_changed(after - base)
     results = scored.reset_index()     # column index: the row in the table
@@ -185,10 +187,10 @@ def draw(scored: pd.DataFrame, samples: Sequence[Sample], other: OtherResults, f
             return [f"no {contracts.IMPROVED_PICTURE} nor {contracts.REGRESSED_PICTURE}, which need the other model's "
                     f"masks: {error}"]
         image = imaging.load_image(sample.image)
-        both = [figures.Example(image, sample.points, sample.point_labels, sample.box, mask, truth)
+        both = [Example(image, sample.points, sample.point_labels, sample.box, mask, truth)
                 for mask in (masks[::-1] if tuned else masks)]
         change = f"base IoU {base[place]:.2f}, tuned {after[place]:.2f} ({after[place] - base[place]:+.2f})"
-        cells[place] = figures.change_cell(*both, f"{results['class_name'][place]} · {change}",
+        cells[place] = pictures.change_cell(*both, f"{results['class_name'][place]} · {change}",
                                            f"no. {results['index'][place] + 1}: {results['image'][place]}")
     notes = []
     for name, places in chosen.items():
@@ -197,7 +199,7 @@ def draw(scored: pd.DataFrame, samples: Sequence[Sample], other: OtherResults, f
             notes.append(f"no sample {what}: no {name}")
             continue
         of_all = int(overall["wins" if name == contracts.IMPROVED_PICTURE else "losses"])
-        sheet = figures.change_sheet(f"{what} most by tuning: {len(places)} of {of_all}",
+        sheet = pictures.change_sheet(f"{what} most by tuning: {len(places)} of {of_all}",
                                      [cells[place] for place in places])
         imaging.write_jpeg(folder / name, sheet)
     return notes

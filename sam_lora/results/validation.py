@@ -10,7 +10,7 @@ from tqdm import tqdm
 from sam_lora.model.batches import Batch
 from sam_lora.model.meta import Sam
 from sam_lora.results import metrics
-from sam_lora.results.evaluation import predict
+from sam_lora.results.predict import predict
 
 
 def validation_scores(sam: Sam, batches: Iterable[Batch], rows: int, autocast: AbstractContextManager,
@@ -22,7 +22,7 @@ def validation_scores(sam: Sam, batches: Iterable[Batch], rows: int, autocast: A
     """
     sam.eval()
     scores = torch.zeros(rows, 2, dtype=torch.float64)
-    predictions = predict(sam, batches, sam.device, autocast, mask_loss)
+    predictions = predict(sam, batches, autocast, mask_loss)
     for prediction in tqdm(predictions, "validation", unit="mask", leave=False, disable=True if quiet else None):
         scores[prediction.row] = torch.tensor([prediction.loss, metrics.iou(prediction.mask, prediction.truth)])
     return scores

@@ -11,7 +11,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from sam_lora import contracts, figures
+from sam_lora import contracts, plots
 from sam_lora.errors import UserError
 from sam_lora.model import checkpoints
 from sam_lora.tables import write_table
@@ -148,7 +148,7 @@ class Run:
         self.folder.mkdir(parents=True, exist_ok=True)
         log = pd.DataFrame([row.rounded() for row in self.log])
         write_table(log, self.folder / contracts.TRAINING_LOG)
-        figures.training_curves(log, self.folder / contracts.TRAINING_CURVES)
+        plots.training_curves(log, self.folder / contracts.TRAINING_CURVES)
 
     def write_final(self) -> str:
         """The checkpoint of the best epoch; returns what to print about it."""

@@ -20,6 +20,7 @@ import process_yolo_to_classwise
 from sam_lora.data import geometry, imaging
 from sam_lora.errors import UserError
 from sam_lora.results import annotate
+from sam_lora.results.requests import Candidate, Destination, PhotoFolder, Runtime, SinglePhoto
 
 CPU = torch.device("cpu")
 HEADER = "image,points,point_labels,box,class_name\n"
@@ -70,11 +71,19 @@ def predict(photos, tmp_path, mini):
         table = tmp_path / "prompts.csv"
         if text is not None:
             table.write_text(text, encoding="utf-8")
-        settings = {"batch_size": None, "num_pictures": 30, "num_workers": 0, "device": CPU, "seed": 0,
-                    "overwrite": False, "save_yolo": False} | changed
-        annotate.predict_folder(lambda: sam, images_dir, table, output_dir, **settings)
+        settings = {"batch_size": None, "num_pictures": 30, "overwrite": False, "save_yolo": False} | changed
+        annotate.predict_folder(
+            Candidate(lambda: sam, tuned=True), PhotoFolder(str(images_dir), str(table), settings["save_yolo"]),
+            Destination(Path(output_dir), settings["overwrite"], settings["num_pictures"], seed=0),
+            Runtime(CPU, settings["batch_size"]))
         return Path(output_dir)
     return call
+
+
+def predict_image(photos: Path, sam, prompts: list[tuple], out: Path) -> list:
+    """Objects of photos/a.jpg."""
+    return annotate.predict_image(Candidate(lambda: sam, tuned=True), SinglePhoto(str(photos / "a.jpg"), prompts),
+                                  Destination(out))
 
 
 def files_of(folder: Path) -> set[str]:
@@ -124,7 +133,7 @@ def test_pycocotools_loads_the_predictions_and_decodes_the_very_masks(predict, c
 def test_a_row_predicts_what_its_prompt_predicts_alone(predict, photos, mini, tmp_path):
     out = predict()
     prompts = [([(30, 20)], None, None), ([(12, 9), (50, 25)], [1, 0], (3, 4, 60, 35)), ([(40.5, 25)], None, None)]
-    alone = annotate.predict_image(lambda: mini, photos / "a.jpg", prompts, tmp_path / "alone", CPU, overwrite=False)
+    alone = predict_image(photos, mini, prompts, tmp_path / "alone")
     scores = [annotation["score"] for annotation in json.loads((out / "predictions.json").read_text())["annotations"]]
     for name, prediction, score in zip(("a_1", "a_2", "a_3"), alone, (scores[0], *scores[2:])):
         stored = imaging.load_mask(out / "masks" / f"{name}.png")
@@ -168,7 +177,7 @@ def test_an_empty_mask_is_a_png_and_no_annotation(predict, blind, capsys):
     content = json.loads((out / "predictions.json").read_text())
     assert content["annotations"] == [] and len(content["images"]) == 2
     assert (out / "yolo" / "labels" / "a.txt").read_text() == ""
-    assert "4 of these masks are empty, and no annotations: row 2, 3, 4, … of" in capsys.readouterr().out
+    assert "4 of these masks are empty and left out of the annotations: row 2, 3, 4, … of" in capsys.readouterr().out
 
 
 # ---- back into our own converters ---------------------------------------------------------------------------------
@@ -384,7 +393,7 @@ def test_several_objects_of_one_image(photos, mini, tmp_path, capsys):
     out = tmp_path / "one"
     prompts = [([(30, 20)], [1], None), (None, None, (3, 4, 60, 35)), ([(12, 9), (50, 25)], None, (3, 4, 60, 35))]
     try:
-        found = annotate.predict_image(lambda: mini, photos / "a.jpg", prompts, out, CPU, overwrite=False)
+        found = predict_image(photos, mini, prompts, out)
     finally:
         hook.remove()
     assert seen == [1]
@@ -400,8 +409,7 @@ def test_several_objects_of_one_image(photos, mini, tmp_path, capsys):
 
 def test_one_object_of_several_that_is_outside_is_named(photos, mini, tmp_path):
     with pytest.raises(UserError, match=r"^object 2: point \(64, 3\) lies outside"):
-        annotate.predict_image(lambda: mini, photos / "a.jpg", [([(3, 3)], None, None), ([(64, 3)], None, None)],
-                               tmp_path / "one", CPU, overwrite=False)
+        predict_image(photos, mini, [([(3, 3)], None, None), ([(64, 3)], None, None)], tmp_path / "one")
     assert not (tmp_path / "one").exists()
 
 
@@ -410,5 +418,5 @@ def test_one_mask_of_several_that_is_there_stops_all(photos, mini, tmp_path):
     (tmp_path / "one" / "a_mask_2.png").write_text("mine")
     prompts = [([(3, 3)], None, None), ([(30, 20)], None, None)]
     with pytest.raises(UserError, match=r"a_mask_2.png: already there; give --overwrite"):
-        annotate.predict_image(lambda: mini, photos / "a.jpg", prompts, tmp_path / "one", CPU, overwrite=False)
+        predict_image(photos, mini, prompts, tmp_path / "one")
     assert files_of(tmp_path / "one") == {"a_mask_2.png"}

@@ -7,10 +7,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from sam_lora import contracts, figures
+from sam_lora import contracts
 from sam_lora.data.samples import Sample
 from sam_lora.errors import UserError
-from sam_lora.results import comparison
+from sam_lora.results import comparison, pictures
 
 
 def sample_at(label: str, image: str = "photo.png") -> Sample:
@@ -209,7 +209,7 @@ def test_pictures_of_the_comparison(tmp_path, runs, tuned):
     assert draw(tmp_path, runs, tuned) == []
     assert files_of(tmp_path / "this") == {"masks", "comparison.png", "improved.jpg", "regressed.jpg"}
     widths = [cv2.imread(str(tmp_path / "this" / name)).shape[1] for name in ("improved.jpg", "regressed.jpg")]
-    assert widths[0] == widths[1] > figures.CHANGE_CELL
+    assert widths[0] == widths[1] > pictures.CHANGE_CELL
 
 
 def test_no_sample_worse_gives_no_picture_and_a_word(tmp_path, runs):

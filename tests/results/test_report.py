@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from sam_lora import contracts
 from sam_lora.data import imaging
-from sam_lora.results import comparison, evaluation, report
+from sam_lora.results import comparison, report
+from sam_lora.results.summaries import summarise, summarise_sizes
 
 PREFIX = "finetuned_sam"
 VOID = {"meta", "img", "br", "link", "hr", "input"}
@@ -64,13 +65,14 @@ def results_of(folder: Path, names=("a", "b", "a", "a"), drawn=(0, 1, 2), image=
         results.loc[row, "picture"] = f"samples/{row}.jpg"
         assert cv2.imwrite(str(folder / "samples" / f"{row}.jpg"), np.full((30, 44, 3), 40 * row % 256, np.uint8))
     return {contracts.results_table(PREFIX): results,
-            contracts.class_summary_table(PREFIX): evaluation.summarise(results),
-            contracts.size_summary_table(PREFIX): evaluation.summarise_sizes(results)}
+            contracts.class_summary_table(PREFIX): summarise(results),
+            contracts.size_summary_table(PREFIX): summarise_sizes(results)}
 
 
 def page_of(folder: Path, tables: dict, training_folder=None, sentences=("A verdict.",), notes=(), **facts) -> Page:
-    found = report.write_report(folder, PREFIX, {"model": "x.ckpt", "test table": "t.csv", **facts}, tables, sentences,
-                                notes, training_folder)
+    findings = report.Findings(tables, list(sentences), list(notes))
+    found = report.write_report(folder, PREFIX, {"model": "x.ckpt", "test table": "t.csv", **facts}, findings,
+                                training_folder)
     page = Page((folder / "report.html").read_text(encoding="utf-8"))
     page.left_out = found
     return page
@@ -183,10 +185,17 @@ NASTY = st.text(st.characters(exclude_categories=["Cs"]) | st.sampled_from("<>&\
 @given(NASTY)
 @settings(max_examples=60, deadline=None)
 def test_any_text_comes_back_as_it_was(value):
-    page = Page(f'<p title="{report.text(value)}">{report.text(value)}</p>')
+    def rendered(text: str) -> Page:
+        """The text as heading, sentence, note, caption, cells and an attribute."""
+        table = report.Table(text, [text], [report.Row(text, [report.Cell(text, number=False)], total=False)])
+        picture = report.Picture("data:,", text, 3, 2)
+        return Page(report.render(report.Page(text, [(text, text)], [text], [(text, text)], [text], [table], None,
+                                              report.Training(picture, text, table), None)))
+
+    page, reference = rendered(value), rendered("x")
     shown = report.FORBIDDEN.sub("\ufffd", value)
-    assert page.all("p")[0]["title"] == shown and page.words == shown
-    assert [tag for tag, _ in page.tags] == ["p"]
+    assert page.all("img")[0]["alt"] == shown and page.words.count(shown) >= 10
+    assert [tag for tag, _ in page.tags] == [tag for tag, _ in reference.tags]   # it adds no element
 
 
 @pytest.mark.parametrize("name", [
@@ -216,9 +225,14 @@ def test_the_gallery_is_bounded_and_shows_every_class(tmp_path):
         assert words in page.words
 
 
+def page_with(picture: report.Picture) -> Page:
+    training = report.Training(picture, "", None)
+    return Page(report.render(report.Page("t", [], [], [], [], [], None, training, None)))
+
+
 def test_pictures_are_made_smaller_where_they_are_large(tmp_path):
     assert cv2.imwrite(str(tmp_path / "a.png"), np.zeros((300, 4400, 3), np.uint8))
-    page = Page(report.picture(tmp_path / "a.png", "a", 1100))
+    page = page_with(report.picture_of(tmp_path / "a.png", "a", 1100))
     assert pictures_of(page)[0].shape == (75, 1100, 3)
 
 
@@ -226,6 +240,7 @@ def test_a_jpeg_that_fits_goes_in_as_it_is_and_a_larger_one_smaller(tmp_path):
     pixels = np.random.default_rng(0).integers(0, 255, (60, 110, 3), dtype=np.uint8)
     imaging.write_jpeg(tmp_path / "a.jpg", pixels)
     stored = base64.b64encode((tmp_path / "a.jpg").read_bytes()).decode()
-    assert f'base64,{stored}" alt="a" width="110" height="60">' in report.picture(tmp_path / "a.jpg", "a", 110)
-    page = Page(report.picture(tmp_path / "a.jpg", "a", 55))
+    picture = report.picture_of(tmp_path / "a.jpg", "a", 110)
+    assert picture == report.Picture(f"data:image/jpeg;base64,{stored}", "a", 110, 60)
+    page = page_with(report.picture_of(tmp_path / "a.jpg", "a", 55))
     assert pictures_of(page)[0].shape == (30, 55, 3)

@@ -1,0 +1,156 @@
+"""The flags that both inference scripts share, and what they ask for. Free of torch, for `--help`."""
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+
+from sam_lora import cli
+from sam_lora.results.requests import Destination, PhotoFolder, Runtime, SampleTable, SinglePhoto
+
+PROMPT_FLAGS = ("points", "labels", "box")
+
+
+# ---- types --------------------------------------------------------------------------------------------------
+
+def xy_points(text: str) -> list[tuple[float, float]]:
+    """argparse type: "x,y x,y" -> [(x, y), …], pixels of the image."""
+    points = [tuple(_numbers(point, 2, "x,y")) for point in text.split()]
+    if not points:
+        raise argparse.ArgumentTypeError("expected points as x,y x,y")
+    return points
+
+
+def point_labels(text: str) -> list[int]:
+    """argparse type: "1 0" -> [1, 0]; 1 is foreground, 0 background."""
+    labels = text.replace(",", " ").split()
+    if not labels or not set(labels) <= {"0", "1"}:
+        raise argparse.ArgumentTypeError(f"expected 1 (foreground) or 0 (background) for each point, got {text!r}")
+    return [int(label) for label in labels]
+
+
+def xyxy_box(text: str) -> tuple[float, ...]:
+    """argparse type: "x0,y0,x1,y1" -> four numbers, x0 < x1 and y0 < y1."""
+    box = _numbers(text, 4, "x0,y0,x1,y1")
+    if not (box[0] < box[2] and box[1] < box[3]):
+        raise argparse.ArgumentTypeError(f"expected x0 < x1 and y0 < y1, got {text!r}")
+    return tuple(box)
+
+
+def _or_none(kind: Callable[[str], object]) -> Callable[[str], object]:
+    """argparse type: as `kind`, and "none" for an object that has no such prompt."""
+    return lambda text: None if text.strip().casefold() == "none" else kind(text)
+
+
+def _numbers(text: str, count: int, form: str) -> list[float]:
+    try:
+        values = [float(part) for part in text.split(",")]
+    except ValueError:
+        values = []
+    if len(values) != count or not all(abs(value) < 1e9 for value in values):  # NaN fails too
+        raise argparse.ArgumentTypeError(f"expected numbers as {form}, got {text!r}")
+    return values
+
+
+# ---- flags --------------------------------------------------------------------------------------------------
+
+def add_inference(parser: argparse.ArgumentParser, output_dir: str, test_csv: str) -> argparse._ArgumentGroup:
+    """The arguments of both inference scripts, after their own; returns the group on the model."""
+    model = parser.add_argument_group("model")
+    data = parser.add_argument_group("data")
+    source = data.add_mutually_exclusive_group()
+    source.add_argument("--test_csv", default=test_csv, metavar="FILE", help="table of step 3; every row is scored")
+    source.add_argument("--image", metavar="FILE", help="one image without ground truth, instead of a table")
+    source.add_argument("--images_dir", metavar="DIR",
+                        help="many images without ground truth, with --prompts_csv: masks, overlays, predictions.json")
+    data.add_argument("--prompts_csv", metavar="FILE",
+                      help="an object a row: image (path below --images_dir), points as [[x,y],…] and/or box as "
+                           "[x0,y0,x1,y1], optionally point_labels as [1,0,…] and class_name")
+    prompt = parser.add_argument_group("prompt for --image", "For several objects give a flag several times: the n-th "
+                                       "of each is object n's, `none` where it has no such prompt.")
+    prompt.add_argument("--points", type=_or_none(xy_points), action="append", metavar='"X,Y X,Y"',
+                        help="clicks, in pixels of the image")
+    prompt.add_argument("--labels", type=_or_none(point_labels), action="append", metavar='"1 0"',
+                        help="for each point 1 (on the object) or 0 (not on it); default: all 1")
+    prompt.add_argument("--box", type=_or_none(xyxy_box), action="append", metavar="X0,Y0,X1,Y1",
+                        help="a box around the object, in pixels")
+    out = parser.add_argument_group("output")
+    out.add_argument("--output_dir", default=output_dir, metavar="DIR", help="results go here")
+    out.add_argument("--num_pictures", type=cli.non_negative_int, default=30, metavar="N",
+                     help="samples to draw, every class among them; 0 draws none")
+    out.add_argument("--save_yolo", action="store_true",
+                     help="with --images_dir: also yolo/, the images with YOLO polygons of the masks and a data.yaml")
+    out.add_argument("--compare_to", metavar="RESULTS.csv",
+                     help="results table of the other model on the same test table: adds comparison.csv, pictures of "
+                          "what changed most, and a verdict")
+    out.add_argument("--prompt_trials", type=cli.non_negative_int, default=0, metavar="K",
+                     help="score each mask with K other random sets of points inside it too, as many as the table has: "
+                          "shows how much the result depends on the click")
+    cli.add_seed(out)
+    cli.add_overwrite(out)
+    run_group = parser.add_argument_group("run")
+    run_group.add_argument("--batch_size", type=cli.positive_int, metavar="N",
+                           help="images encoded together; default: as many as suit the model's image size and the "
+                                "device, e.g. 8 at 256 px on the CPU, 4 at 1024 px on a GPU")
+    cli.add_num_workers(run_group, 0)
+    cli.add_device(run_group)
+    return model
+
+
+def check_inference(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
+    """parser.error for flags of `add_inference` that contradict each other."""
+    source = next((name for name in ("image", "images_dir") if getattr(args, name) is not None), None)
+    for name in ("compare_to", "prompt_trials"):
+        if source is not None and getattr(args, name):
+            parser.error(f"--{name}: not with --{source}, which has no ground truth to score")
+    if args.save_yolo and source != "images_dir":
+        parser.error("--save_yolo: only with --images_dir and --prompts_csv; YOLO labels belong to whole images")
+    if (args.images_dir is None) != (args.prompts_csv is None):
+        given, lacking = ("prompts_csv", "images_dir") if args.images_dir is None else ("images_dir", "prompts_csv")
+        parser.error(f"--{given} needs --{lacking}")
+    given = [f"--{name}" for name in PROMPT_FLAGS if getattr(args, name) is not None]
+    if source != "image" and given:
+        parser.error(f"{', '.join(given)}: only with --image; a table has its own prompts")
+    if source == "image":
+        _check_prompts(args, parser)
+
+
+def _check_prompts(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
+    counts = {name: len(getattr(args, name)) for name in PROMPT_FLAGS if getattr(args, name) is not None}
+    if not counts.keys() & {"points", "box"}:
+        parser.error("--image needs a prompt: --points, --box, or both")
+    if len(set(counts.values())) > 1:
+        found = ", ".join(f"{count} --{name}" for name, count in counts.items())
+        parser.error(f"found {found}; expected as many of each, one for each object: write none where it has no such "
+                     "prompt")
+    prompts = image_prompts(args)
+    for number, (points, labels, box) in enumerate(prompts, start=1):
+        which = f" of object {number}" if len(prompts) > 1 else ""
+        if not points and box is None:
+            parser.error(f"--image needs a prompt{which}: --points, --box, or both")
+        if labels is not None and len(labels) != len(points or ()):
+            parser.error(f"--labels{which}: {len(labels)} for {len(points or ())} points; expected one each")
+
+
+def request_of(args: argparse.Namespace) -> SampleTable | SinglePhoto | PhotoFolder:
+    """What the flags of `add_inference` ask for."""
+    if args.image is not None:
+        return SinglePhoto(args.image, image_prompts(args))
+    if args.images_dir is not None:
+        return PhotoFolder(args.images_dir, args.prompts_csv, args.save_yolo)
+    return SampleTable(args.test_csv, args.compare_to, args.prompt_trials)
+
+
+def destination_of(args: argparse.Namespace) -> Destination:
+    return Destination(Path(args.output_dir), args.overwrite, args.num_pictures, args.seed)
+
+
+def runtime_of(args: argparse.Namespace) -> Runtime:
+    """Raises UserError for a device that is not there. Imports torch."""
+    from sam_lora.model.precision import select_device
+    return Runtime(select_device(args.device), args.batch_size, args.num_workers)
+
+
+def image_prompts(args: argparse.Namespace) -> list[tuple]:
+    """The prompts given for --image: (points, labels, box) of each object, None for what it lacks."""
+    count = max(len(getattr(args, name) or ()) for name in PROMPT_FLAGS)
+    return list(zip(*(getattr(args, name) or [None] * count for name in PROMPT_FLAGS)))

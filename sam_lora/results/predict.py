@@ -1,0 +1,138 @@
+"""Masks of table rows: validation in train.py and both inference scripts come through here."""
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from sam_lora.data.samples import Sample
+from sam_lora.errors import UserError
+from sam_lora.model.batches import Batch, PromptedImages, batches, make_loader
+from sam_lora.model.encode import frame_mask, image_embeddings
+from sam_lora.model.meta import Sam
+from sam_lora.model.prompts import MASK_THRESHOLD, decode, postprocess_masks, upscale_to_frame
+from sam_lora.results import metrics
+from sam_lora.results.prompt_trials import PromptTrials, can_vary, other_points
+from sam_lora.results.requests import Runtime
+from sam_lora.workers import map_in_threads
+
+PROMPTS_PER_IMAGE = 64       # rows of one image that travel together where their true masks do, at full size
+PROMPTS_PER_DECODE = 32      # bounds the decoder's memory
+
+MaskLoss = Callable[[Tensor, Tensor, Tensor], Tensor]  # logits, target, valid, each (N, S, S) -> (N,)
+
+
+@dataclass
+class Prediction:
+    """The mask predicted for one row, at its image's own resolution."""
+
+    row: int
+    mask: np.ndarray            # (H, W) bool
+    predicted_iou: float        # what the model itself expects
+    truth: np.ndarray | None    # (H, W) bool
+    loss: float | None = None   # in the model frame, where a loss was asked for
+    trial_ious: Sequence[float] = ()    # with other points, where those were asked for and there is a truth
+
+
+@torch.inference_mode()
+def predict(sam: Sam, batches: Iterable[Batch], autocast: AbstractContextManager, mask_loss: MaskLoss | None = None,
+            trials: PromptTrials | None = None) -> Iterator[Prediction]:
+    """One Prediction per prompt, batch by batch. Each image is encoded once however many prompts and trials it has;
+    batches may come with features instead of images.
+
+    Logits are brought to the image's own resolution first and thresholded last, as SamPredictor does.
+    """
+    side = sam.image_encoder.img_size
+    for batch in batches:
+        moved = batch.to(sam.device)
+        with autocast:
+            embeddings = image_embeddings(sam, moved)
+        for start in range(0, len(batch.rows), PROMPTS_PER_DECODE):
+            rows = slice(start, start + PROMPTS_PER_DECODE)
+            image_index = moved.image_index[rows]
+            with autocast:
+                low_res_masks, predicted_iou = decode(sam, embeddings[image_index], moved.prompts[rows])
+            losses = _losses(low_res_masks.float(), moved, rows, mask_loss)
+            others = []
+            for prompts in other_points(batch, rows, side, trials) if trials else ():
+                with autocast:
+                    others.append(decode(sam, embeddings[image_index], prompts.to(sam.device))[0].float())
+            yield from _predictions(batch, rows, side, low_res_masks.float(), predicted_iou.float().cpu(), losses,
+                                    others)
+
+
+def _losses(low_res_masks: Tensor, batch: Batch, rows: slice, mask_loss: MaskLoss | None) -> list[float | None]:
+    """The loss of each of these rows, in the model frame; None without `mask_loss`."""
+    if mask_loss is None:
+        return [None] * len(low_res_masks)
+    side = batch.targets.shape[-1]
+    valid = frame_mask(batch.input_sizes, side)[batch.image_index[rows], 0].float()
+    return mask_loss(upscale_to_frame(low_res_masks, side)[:, 0], batch.targets[rows].float() / 255, valid).tolist()
+
+
+def _predictions(batch: Batch, rows: slice, side: int, low_res_masks: Tensor, predicted_iou: Tensor,
+                 losses: Sequence[float | None], others: Sequence[Tensor]) -> Iterator[Prediction]:
+    """`low_res_masks` and each of `others` (other clicks) are logits (n, 1, 4h, 4w) of these rows of the batch."""
+    for i, position in enumerate(range(len(batch.rows))[rows]):
+        truth = batch.masks[position] if batch.masks else None
+        tried = others if others and can_vary(batch, position) else ()
+        yield Prediction(batch.rows[position], full_size(low_res_masks[i], batch, position, side),
+                         float(predicted_iou[i, 0]), truth, losses[i],
+                         [metrics.iou(full_size(other[i], batch, position, side), truth) for other in tried])
+
+
+def full_size(low_res_masks: Tensor, batch: Batch, position: int, side: int) -> np.ndarray:
+    """Logits (1, 4h, 4w) of the row at that position of the batch -> its mask, (H, W) bool, as large as its image."""
+    image = int(batch.image_index[position])
+    logits = postprocess_masks(low_res_masks[None], side, batch.input_sizes[image].tolist(),
+                               batch.original_sizes[image])
+    return (logits[0, 0] > MASK_THRESHOLD).cpu().numpy()
+
+
+def predict_rows(sam: Sam, samples: Sequence[Sample], finish: Callable[[Prediction], Any], runtime: Runtime, *,
+                 with_masks: bool, trials: PromptTrials | None = None) -> list[Any]:
+    """What `finish` makes of each row's Prediction, in the rows' order; it runs in threads.
+
+    `with_masks`: predictions come with the truth. Raises UserError.
+    """
+    side, device = sam.image_encoder.img_size, runtime.device
+    together = PROMPTS_PER_IMAGE if with_masks else len(samples)
+    dataset = PromptedImages(samples, side, together, with_targets=False, with_masks=with_masks)
+    batch_size = runtime.batch_size or default_batch_size(side, device)
+    # On a CPU, cores that take images of their own do not wait for one another, as those that share a batch do
+    cores = torch.get_num_threads()
+    threads = min(cores, batch_size) if device.type == "cpu" else 1
+    loader = make_loader(dataset, side, batch_size // threads, runtime.num_workers, pin_memory=device.type == "cuda")
+
+    def numbered(prediction: Prediction) -> tuple[int, Any]:
+        return prediction.row, finish(prediction)
+
+    def of_batch(batch: Batch) -> list[tuple[int, Any]]:
+        torch.set_num_threads(cores // threads)  # this thread's cores; PyTorch keeps the number per thread
+        return [numbered(prediction) for prediction in predict(sam, [batch], contextlib.nullcontext(), trials=trials)]
+
+    if threads > 1:
+        finished = chain.from_iterable(map_in_threads(of_batch, batches(loader), threads))
+    else:
+        finished = map_in_threads(numbered, predict(sam, batches(loader), contextlib.nullcontext(), trials=trials))
+    try:
+        by_row = dict(tqdm(finished, "predicting", len(samples), unit="mask", disable=None))
+    except torch.cuda.OutOfMemoryError as error:
+        raise UserError(f"out of GPU memory with {batch_size} images of {side} px together; "
+                        "give a smaller --batch_size") from error
+    finally:
+        torch.set_num_threads(cores)
+    return [by_row[row] for row in range(len(samples))]
+
+
+def default_batch_size(side: int, device: torch.device) -> int:
+    """Images that go through the encoder together, from 1 to 32: fewer the larger the model frame."""
+    pixels = 8 * 256 ** 2 if device.type == "cpu" else 4 * 1024 ** 2
+    return min(32, max(1, pixels // side ** 2))

@@ -1,0 +1,83 @@
+"""What an inference script is asked to do: with which model, on which images, where to, and how. Free of torch."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sam_lora import contracts
+
+if TYPE_CHECKING:
+    import torch
+
+    from sam_lora.model.meta import Sam
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A model to predict with. `load` is called once the input and the output folder are known to be usable.
+
+    `name` and `training_folder` (where train.py left its log and curves) are for the report.
+    """
+
+    load: Callable[[], "Sam"]
+    tuned: bool
+    name: str = ""
+    training_folder: Path | None = None
+
+    @property
+    def prefix(self) -> str:
+        """Of its results' file names."""
+        return contracts.TUNED_RESULTS_PREFIX if self.tuned else contracts.BASE_RESULTS_PREFIX
+
+
+@dataclass(frozen=True)
+class SampleTable:
+    """Score every row of a table.
+
+    `compare_to`: the other model's results on it; `prompt_trials`: how many other sets of clicks to try.
+    """
+
+    test_csv: str
+    compare_to: str | None = None
+    prompt_trials: int = 0
+
+
+@dataclass(frozen=True)
+class SinglePhoto:
+    """Predict objects of one photo without ground truth.
+
+    `prompts`: (points, point_labels, box) of each object, xy pixels of the photo, None for what an object lacks;
+    without point_labels every point is foreground.
+    """
+
+    image: str
+    prompts: Sequence[tuple]
+
+
+@dataclass(frozen=True)
+class PhotoFolder:
+    """Predict the objects that a table of prompts names, in the photos below a folder, without ground truth."""
+
+    images_dir: str
+    prompts_csv: str
+    save_yolo: bool = False
+
+
+@dataclass(frozen=True)
+class Destination:
+    """Where the results go, and how many samples are drawn there. `seed` decides which."""
+
+    folder: Path
+    overwrite: bool = False
+    num_pictures: int = 30
+    seed: int = 42
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """What computes. `batch_size` None: as many images together as suit the device."""
+
+    device: "torch.device"
+    batch_size: int | None = None
+    num_workers: int = 0
