@@ -97,8 +97,3 @@ def test_the_readme_names_no_option_that_no_script_has():
     elsewhere = {flag for path in (*ROOT.glob("benchmarks/*.py"), *ROOT.glob("demo/*.py"))
                  for flag in re.findall(r'add_argument\("(--\w+)"', path.read_text(encoding="utf-8"))}
     assert not set(FLAG.findall(README)) - set().union(*map(flags_of, SCRIPTS)) - elsewhere - NOT_OURS - {"--help"}
-
-
-def test_readme_names_every_script_in_its_tree():
-    tree = README[README.index("## What is where"):]
-    assert not [script for script in SCRIPTS if f"\n{script}.py " not in tree]
