@@ -14,7 +14,7 @@ demo: $(VENV)/ready
 	$(RUN) demo/run_demo.py
 
 test: lint
-	$(RUN) -m pytest -n 2 --dist loadfile
+	$(RUN) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: $(VENV)/ready-dev
 	$(RUN) -m ruff check .

@@ -41,6 +41,7 @@ from sam_lora.drawing import Example
 from sam_lora.errors import UserError
 from sam_lora.model.sam import load_sam
 from sam_lora.results import evaluation, pictures
+from sam_lora.results.requests import Candidate, Destination, Runtime, SampleTable
 from sam_lora.tables import points_from_json, points_to_json, resolve_path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -155,8 +156,8 @@ def seconds(run: Callable[..., None], *arguments: object) -> tuple[float, float]
 
 
 def by_table(test_csv: Path, folder: Path) -> None:
-    evaluation.evaluate_table(lambda: MODEL, test_csv, folder, "bench", batch_size=None, num_pictures=10**6,
-                              num_workers=0, device=torch.device("cpu"), seed=0, overwrite=False)
+    evaluation.evaluate_table(Candidate(lambda: MODEL, tuned=True), SampleTable(str(test_csv)),
+                              Destination(folder, num_pictures=10**6), Runtime(torch.device("cpu")))
 
 
 def by_loop(test_csv: Path, folder: Path, draw: str) -> None:

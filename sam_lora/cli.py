@@ -70,7 +70,7 @@ def _caused_by_ctrl_c(error: BaseException | None) -> bool:
 
 
 def positive_int(text: str) -> int:
-    """argparse type: a whole number above zero."""
+    """argparse type: an integer of at least 1."""
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
@@ -78,7 +78,7 @@ def positive_int(text: str) -> int:
 
 
 def non_negative_int(text: str) -> int:
-    """argparse type: a whole number, zero included."""
+    """argparse type: an integer of at least 0."""
     value = int(text)
     if value < 0:
         raise argparse.ArgumentTypeError(f"must not be negative, got {value}")
@@ -86,7 +86,7 @@ def non_negative_int(text: str) -> int:
 
 
 def tile_size(text: str) -> int:
-    """argparse type: a side of 64 pixels or more."""
+    """argparse type: the side of a tile, at least 64 pixels."""
     value = int(text)
     if value < 64:
         raise argparse.ArgumentTypeError(f"must be at least 64 pixels, got {value}")
@@ -94,99 +94,106 @@ def tile_size(text: str) -> int:
 
 
 def non_negative_float(text: str) -> float:
-    """argparse type: a finite number, zero included."""
+    """argparse type: a finite number of at least 0."""
     value = float(text)
     if not 0 <= value < float("inf"):
         raise argparse.ArgumentTypeError(f"must be a finite number of at least 0, got {text}")
     return value
 
 
-def share(text: str) -> float:
-    """argparse type: a number from 0 to below 1."""
+def fraction(text: str) -> float:
+    """argparse type: a number of at least 0 and below 1."""
     value = float(text)
     if not 0 <= value < 1:
-        raise argparse.ArgumentTypeError(f"must be from 0 to below 1, got {text}")
+        raise argparse.ArgumentTypeError(f"must be at least 0 and below 1, got {text}")
     return value
 
 
-# ---- arguments that several scripts share: the same name, type and help everywhere -------------------------
+share = fraction  # train.py's name for it, until the branches are merged
+
+
+# ---- arguments of several scripts: one name, type and help text for each -----------------------------------
 
 def add_overwrite(group: argparse._ActionsContainer) -> None:
     group.add_argument("--overwrite", action="store_true",
-                       help="replace what an earlier run of this script wrote there; other files are kept")
+                       help="replace the output of an earlier run of this script; other files in the folder are kept")
 
 
 def add_seed(group: argparse._ActionsContainer) -> None:
-    group.add_argument("--seed", type=non_negative_int, default=42, help="same seed, same machine: same result")
+    group.add_argument("--seed", type=non_negative_int, default=42,
+                       help="the same seed on the same machine gives the same result")
 
 
 def add_num_workers(group: argparse._ActionsContainer, default: int) -> None:
     group.add_argument("--num_workers", type=non_negative_int, default=default, metavar="N",
-                       help="processes that work in parallel; 0 does everything in this one")
+                       help="number of worker processes; 0 does the work in the main process")
 
 
 def add_conversion(parser: argparse.ArgumentParser) -> None:
-    """The arguments of both converters."""
+    """Add the arguments of both converters."""
     out = parser.add_argument_group("output")
-    out.add_argument("--output_dir", default="processed_dataset", metavar="DIR", help="class folders go here")
+    out.add_argument("--output_dir", default="processed_dataset", metavar="DIR",
+                     help="where to write the class folders")
     add_overwrite(out)
-    out.add_argument("--dry_run", action="store_true", help="report what would be made; write nothing")
+    out.add_argument("--dry_run", action="store_true", help="report what would be converted, but write nothing")
     crop = parser.add_argument_group("crops")
     crop.add_argument("--padding", type=non_negative_float, default=0.1, metavar="F",
-                      help="context around each object, as a share of its box's width and height")
+                      help="context around each object, as a fraction of its box's width and height")
     crop.add_argument("--min_size", type=positive_int, default=10, metavar="PX",
                       help="skip objects whose box is smaller than this on both sides")
     crop.add_argument("--boxes", choices=("skip", "rectangle"), default="skip",
-                      help="objects that are only a box: skip them, or take the rectangle as the mask")
+                      help="objects that have a box but no outline: skip them, or use the box as the mask")
     shape = crop.add_mutually_exclusive_group()
     shape.add_argument("--no_crop", action="store_true",
-                       help="keep whole images (written once each) with one full-size mask per object")
+                       help="keep whole photos (each written once) with one full-size mask per object")
     shape.add_argument("--square", action="store_true",
-                       help="make crops square: more context on the shorter side, as far as the picture goes")
+                       help="make crops square by adding context on the shorter side, as far as the photo extends")
     shape.add_argument("--tile", type=tile_size, metavar="PX",
-                       help="cut huge images into overlapping tiles of so many pixels, kept whole as by --no_crop; "
-                            "an object goes to the tile that holds all of it, else in pieces to several")
+                       help="cut huge photos into overlapping tiles with sides of this many pixels, kept whole as with "
+                            "--no_crop; an object that fits into no tile is divided among several")
     run_group = parser.add_argument_group("run")
     add_num_workers(run_group, min(8, os.cpu_count() or 1))
-    run_group.add_argument("--strict", action="store_true", help="the first skipped row or annotation is an error")
+    run_group.add_argument("--strict", action="store_true",
+                           help="stop with an error at the first row or annotation that would be skipped")
 
 
 class SplitFractions(argparse.Action):
-    """Three shares that make 1, train above 0."""
+    """Three fractions that sum to 1, the first (train) above 0."""
 
     def __call__(self, parser, namespace, values, option_string=None):
         if values[0] == 0 or abs(sum(values) - 1) > 1e-6:
-            raise argparse.ArgumentError(self, f"expected three shares that make 1, train above 0; got "
-                                               f"{' '.join(map(str, values))}")
+            raise argparse.ArgumentError(self, "expected three fractions that sum to 1, with train above 0; "
+                                               f"got {' '.join(map(str, values))}")
         setattr(namespace, self.dest, values)
 
 
 def add_split_tables(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
-    """The arguments of both scripts that make split tables; returns the group on output."""
+    """Add the arguments of both scripts that make split tables; return the output group."""
     data = parser.add_argument_group("data")
     data.add_argument("--dataset_dir", default="processed_dataset", metavar="DIR",
-                      help="the class folders that a converter made")
+                      help="the class folders of step 1")
     out = parser.add_argument_group("output")
-    out.add_argument("--output_dir", default=".", metavar="DIR", help="tables go here")
+    out.add_argument("--output_dir", default=".", metavar="DIR", help="where to write the tables")
     add_overwrite(out)
     split = parser.add_argument_group("split")
     split.add_argument("--split", nargs=3, type=non_negative_float, action=SplitFractions, default=[0.6, 0.2, 0.2],
-                       metavar=("TRAIN", "VAL", "TEST"), help="shares of what the data set does not split itself")
+                       metavar=("TRAIN", "VAL", "TEST"),
+                       help="fractions for the part of the data set that comes without a split of its own")
     add_seed(split)
-    split.add_argument("--resplit", action="store_true", help="put the data set's own split aside and make a new one")
+    split.add_argument("--resplit", action="store_true", help="ignore the data set's own split and make a new one")
     run_group = parser.add_argument_group("run")
     add_num_workers(run_group, min(8, os.cpu_count() or 1))
     return out
 
 
 def add_model(group: argparse._ActionsContainer) -> None:
-    """Which SAM, and where its weights are."""
+    """Add the choice of SAM and its weights."""
     group.add_argument("--model_type", choices=SAM_TYPES, default="vit_b",
-                       help="SAM's published sizes, or the small one that ships with this project")
+                       help="one of SAM's published sizes, or the small vit_mini that ships with this project")
     group.add_argument("--checkpoint", metavar="FILE",
-                       help="base SAM weights (.pth); default: looked up in weights/ and downloaded there")
+                       help="base SAM weights (.pth); default: from weights/, downloaded there if missing")
 
 
 def add_device(group: argparse._ActionsContainer) -> None:
     group.add_argument("--device", default="auto", metavar="NAME",
-                       help="auto takes the GPU if there is one; cuda, cuda:1, mps or cpu")
+                       help="auto (the GPU if there is one), cuda, cuda:1, mps or cpu")

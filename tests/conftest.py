@@ -27,6 +27,7 @@ ROOT = Path(__file__).resolve().parents[1]
 WATCH = ROOT / "tests" / "watch"
 # A socket's path has 103 bytes at most on macOS, 107 on Linux; multiprocessing adds /pymp-xxxxxxxx/listener-xxxxxxxx.
 LONGEST_TEMPORARY_FOLDER = 70
+SLOWEST_FILES = ("test_train.py", "test_export_sam.py", "test_walkthrough.py", "test_distributed.py")
 PATIENCE = 120  # seconds for something that must come; no test passes or fails by how soon it does
 TRAIN_ROWS, VAL_ROWS, TEST_ROWS = 6, 4, 6
 
@@ -73,6 +74,12 @@ def is_xdist_worker(config: pytest.Config) -> bool:
 
 def allowed_folder() -> Path:
     return Path(os.environ[new_paths.ALLOWED_FOLDER])
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The files that take longest first, so that at the end no worker waits for one of them."""
+    order = {name: number for number, name in enumerate(SLOWEST_FILES)}
+    items.sort(key=lambda item: order.get(item.path.name, len(order)))
 
 
 # ---- helpers ----------------------------------------------------------------------------------------------

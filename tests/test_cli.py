@@ -1,19 +1,16 @@
 import argparse
 import importlib
-import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+from conftest import ROOT, run_python
 
 from sam_lora import cli
 from sam_lora.errors import UserError
 
-ROOT = Path(__file__).parents[1]
-SCRIPTS = [name for name in ("process_yolo_to_classwise", "process_coco_dataset", "Create_yolo_csv", "Create_csv",
-                             "reformated_csv", "train", "run_inference", "run_base_sam_inference", "export_sam")
-           if (ROOT / f"{name}.py").is_file()]
+SCRIPTS = ("process_yolo_to_classwise", "process_coco_dataset", "Create_yolo_csv", "Create_csv", "reformated_csv",
+           "train", "run_inference", "run_base_sam_inference", "export_sam")
 HEAVY = ("torch", "torchvision", "peft", "matplotlib", "pandas", "cv2", "pycocotools", "numpy", "PIL")
 
 
@@ -46,14 +43,21 @@ def test_abbreviated_flags_are_refused(capsys):
     assert "unrecognized arguments: --dataset x" in capsys.readouterr().err
 
 
+def test_these_are_all_the_scripts():
+    assert sorted(SCRIPTS) == sorted(path.stem for path in ROOT.glob("*.py"))
+
+
 @pytest.mark.parametrize("name", SCRIPTS)
-def test_every_script_has_a_parser_its_docstring_and_no_heavy_import(name):
-    """--help must answer at once: importing a script and making its parser loads nothing big."""
-    code = (f"import sys, {name} as script; text = script.get_args_parser().format_help(); "
-            f"assert script.__doc__.strip() in text; "
-            f"print([module for module in {HEAVY!r} if module in sys.modules])")
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
-    assert (done.stdout, done.stderr, done.returncode) == ("[]\n", "", 0)
+def test_help_shows_the_docstring_and_defaults_and_imports_no_heavy_library(name):
+    """So that it appears at once."""
+    code = (f"import runpy, sys; sys.argv = ['{name}.py', '--help']\n"
+            "try:\n"
+            "    runpy.run_path(sys.argv[0], run_name='__main__')\n"
+            "finally:\n"
+            f"    print([module for module in {HEAVY!r} if module in sys.modules], file=sys.stderr)")
+    done = run_python("-c", code)
+    assert (done.stderr, done.returncode) == ("[]\n", 0)
+    assert importlib.import_module(name).__doc__.strip() in done.stdout and "(default: " in done.stdout
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
@@ -74,8 +78,8 @@ def test_the_same_flag_is_the_same_everywhere():
             for flag in shared & set(action.option_strings):
                 seen.setdefault(flag, {})[name] = (action.type, action.help)
     assert {"--overwrite", "--seed", "--num_workers"} <= seen.keys()
-    for flag, found in seen.items():
-        assert len(set(found.values())) == 1, (flag, found)
+    for flag, of_scripts in seen.items():
+        assert len(set(of_scripts.values())) == 1, (flag, of_scripts)
 
 
 # ---- run --------------------------------------------------------------------------------------------------
@@ -97,6 +101,19 @@ def test_run_turns_user_errors_into_one_line(capsys, error, code, line):
     assert capsys.readouterr().err == line + "\n"
 
 
+def test_an_error_that_ctrl_c_turned_into_counts_as_ctrl_c(capsys):
+    """As when it interrupts a library in the middle of its cleanup."""
+    def main(args):
+        try:
+            raise KeyboardInterrupt
+        finally:
+            raise OSError(9, "Bad file descriptor")
+    with pytest.raises(SystemExit) as exit_info:
+        cli.run(main, parser(), [])
+    assert exit_info.value.code == 130
+    assert capsys.readouterr().err == "script.py: stopped by Ctrl-C; nothing half-written was left\n"
+
+
 def test_run_passes_the_arguments_and_hides_no_bug():
     made, seen = parser(), []
     made.add_argument("--x", type=int)
@@ -111,8 +128,7 @@ def test_names_that_the_terminal_lacks_or_that_break_lines():
     code = ("from sam_lora import cli; from sam_lora.errors import UserError\n"
             "def main(args):\n    print('裂缝 \\ud800')\n    raise UserError('a\\nb\\x1b[31m: bad')\n"
             "parser = cli.make_parser('x'); parser.prog = 'x.py'; cli.run(main, parser, [])")
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True,
-                          env={**os.environ, "PYTHONIOENCODING": "ascii"})
+    done = run_python("-c", code, env={"PYTHONIOENCODING": "ascii"})
     assert (done.stdout, done.stderr) == ("\\u88c2\\u7f1d \\ud800\n", "x.py: error: a b [31m: bad\n")
     assert done.returncode == 1
 
@@ -136,7 +152,8 @@ def test_a_closed_pipe_ends_quietly():
     (cli.positive_int, "3", 3), (cli.positive_int, "0", None), (cli.positive_int, "2.5", None),
     (cli.non_negative_int, "0", 0), (cli.non_negative_int, "-1", None), (cli.non_negative_int, "x", None),
     (cli.non_negative_float, "0.5", 0.5), (cli.non_negative_float, "-0.1", None), (cli.non_negative_float, "nan", None),
-    (cli.non_negative_float, "inf", None),
+    (cli.non_negative_float, "inf", None), (cli.fraction, "0", 0), (cli.fraction, "0.99", 0.99),
+    (cli.fraction, "1", None), (cli.fraction, "-0.1", None), (cli.fraction, "nan", None),
 ])
 def test_number_types(kind, text, expected):
     if expected is None:
@@ -146,7 +163,7 @@ def test_number_types(kind, text, expected):
         assert kind(text) == expected
 
 
-@pytest.mark.parametrize(("shares", "good"), [
+@pytest.mark.parametrize(("fractions", "good"), [
     pytest.param("0.6 0.2 0.2", True, id="the default"),
     pytest.param("1 0 0", True, id="train only"),
     pytest.param("0.7 0.1 0.2", True, id="a sum that is 1 but for rounding"),
@@ -155,14 +172,14 @@ def test_number_types(kind, text, expected):
     pytest.param("0.5 0.5", False, id="two"),
     pytest.param("0.6 0.6 -0.2", False, id="negative"),
 ])
-def test_split_fractions(shares, good, capsys):
+def test_split_fractions(fractions, good, capsys):
     made = parser()
     cli.add_split_tables(made)
     if good:
-        assert made.parse_args(["--split", *shares.split()]).split == [float(share) for share in shares.split()]
+        assert made.parse_args(["--split", *fractions.split()]).split == [float(text) for text in fractions.split()]
     else:
         with pytest.raises(SystemExit) as exit_info:
-            made.parse_args(["--split", *shares.split()])
+            made.parse_args(["--split", *fractions.split()])
         assert exit_info.value.code == 2
         assert "argument --split: " in capsys.readouterr().err
 

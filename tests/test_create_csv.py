@@ -158,8 +158,8 @@ def test_nothing_is_overwritten_unasked(in_tmp_path, capsys):
     pytest.param(["--dataset_dir", "file"], 1, "file: is a file, expected the folder", id="a file for a folder"),
     pytest.param(["--output_dir", "file"], 1, "file: is a file; expected a folder", id="a file for the output"),
     pytest.param(["--output_dir", "file/deeper"], 1, "file", id="a file above the output"),
-    pytest.param(["--split", "0.6", "0.2", "0.1"], 2, "expected three shares that make 1, train above 0; got 0.6 0.2 "
-                 "0.1", id="shares that do not make 1"),
+    pytest.param(["--split", "0.6", "0.2", "0.1"], 2, "expected three fractions that sum to 1, with train above 0; "
+                 "got 0.6 0.2 0.1", id="fractions that do not sum to 1"),
     pytest.param(["--split", "0", "0.5", "0.5"], 2, "train above 0", id="no train"),
     pytest.param(["--split", "0.6", "nan", "0.2"], 2, "must be a finite number", id="not a number"),
     pytest.param(["--split", "0.6", "0.4"], 2, "expected 3 arguments", id="two shares"),

@@ -1,5 +1,6 @@
 """What is tracked by git: nothing large, nothing that the project did not mean to keep."""
 
+import re
 import subprocess
 from pathlib import PurePosixPath
 
@@ -52,3 +53,39 @@ def test_the_licence_is_apache_2():
     text = (ROOT / "LICENSE").read_text(encoding="utf-8")
     assert "Apache License" in text.splitlines()[0] and "Version 2.0, January 2004" in text.splitlines()[1]
     assert "END OF TERMS AND CONDITIONS" in text
+
+
+# ---- the README's tree --------------------------------------------------------------------------------------
+
+TREE_LINE = re.compile(r"^([ │├└─]*)([\w.-]+(?:/[\w.-]+)*/?)(?: |$)")
+
+
+def readme_tree() -> set[str]:
+    """The paths in the block under "What is where"; folders end in a slash, indented lines lie in the folder above."""
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    block = re.search(r"\n## What is where\n.*?```\n(.*?)```", readme, re.DOTALL)[1]
+    paths, above = set(), [(-1, "")]  # above: indentation and path of the folders that may hold the line
+    for line in block.splitlines():
+        match = TREE_LINE.match(line)
+        assert match, f"no path at the start of the line: {line}"
+        indentation = len(match[1])
+        while above[-1][0] >= indentation:
+            above.pop()
+        path = above[-1][1] + match[2]
+        paths.add(path)
+        if path.endswith("/"):
+            above.append((indentation, path))
+    return paths
+
+
+def test_the_readmes_tree_names_what_is_there():
+    assert not [path for path in readme_tree() if not (ROOT / path).exists()]
+
+
+@pytest.mark.xfail(strict=True, reason="issue 11: the README's tree is written once all branches are merged")
+def test_the_readmes_tree_names_every_script_and_every_folder(tracked):
+    paths = [PurePosixPath(name) for name in tracked if not name.startswith(".")]
+    folders = {f"{path.parts[0]}/" for path in paths if len(path.parts) > 1}
+    folders |= {f"sam_lora/{path.parts[1]}/" for path in paths if path.parts[0] == "sam_lora" and len(path.parts) > 2}
+    scripts = {path.name for path in paths if len(path.parts) == 1 and path.suffix == ".py"}
+    assert not (folders | scripts) - readme_tree()
