@@ -45,9 +45,9 @@ def test_whole_tables(in_tmp_path, capsys):
         "class               train     val    test     all",
         "7 Dental Calculus       1       1       1       3",
         "rows                    1       1       1       3",
-        "source images           1       1       1       3",
+        "photos                  1       1       1       3",
         "the data set's own split is kept (train 1, val 1, test 1); --resplit makes a new one",
-        "source images in more than one split: 0 of 3 (copies of one photo count once)",
+        "photos in more than one split: 0 of 3 (copies of a photo count once)",
         "wrote train.csv (1 rows)", "wrote val.csv (1 rows)", "wrote test.csv (1 rows)"]
 
 
@@ -60,7 +60,7 @@ def test_a_split_by_photo_and_class(in_tmp_path, capsys):
         "train": {"7": 12, "12": 12}, "val": {"7": 4, "12": 4}, "test": {"7": 4, "12": 4}}
     photos = [set(table["source_image"]) for table in tables.values()]
     assert len(set.union(*photos)) == sum(map(len, photos)) == 20
-    assert "source images in more than one split: 0 of 20" in capsys.readouterr().out
+    assert "photos in more than one split: 0 of 20" in capsys.readouterr().out
 
 
 def test_same_seed_same_tables_other_seed_others(in_tmp_path):
@@ -79,7 +79,7 @@ def test_resplit_and_split(in_tmp_path, capsys):
     assert [len(read_text(f"{split}.csv")) for split in ("train", "val", "test")] == [8, 6, 6]
     run("--resplit", "--split", "0.8", "0.1", "0.1", "--overwrite")
     assert [len(read_text(f"{split}.csv")) for split in ("train", "val", "test")] == [16, 2, 2]
-    assert "split anew, the data set's own split put aside" in capsys.readouterr().out
+    assert "split from scratch, the data set's own split is not used" in capsys.readouterr().out
 
 
 def test_without_a_manifest(in_tmp_path, capsys):

@@ -67,7 +67,7 @@ def test_the_own_split_without_a_test_gets_one_from_train(in_tmp_path, capsys):
     split = read_text("output.csv").set_index("source_image")["split"]
     assert split.value_counts().to_dict() == {"train": 6, "val": 2, "test": 2}
     assert (split[photos[8:]] == "val").all()
-    assert "it has no test: rows taken from train by source image: 2 for test" in capsys.readouterr().out
+    assert "it has no test: rows taken from train by photo: 2 for test" in capsys.readouterr().out
 
 
 def test_without_a_manifest(in_tmp_path):
