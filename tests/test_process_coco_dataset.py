@@ -78,11 +78,11 @@ def test_three_files_become_class_folders(tmp_path: Path, capsys: pytest.Capture
 
 
 def test_images_dir_and_indices(tmp_path: Path):
-    write_photo(tmp_path / "pictures" / "sub" / "a.jpg")
+    write_photo(tmp_path / "photos" / "sub" / "a.jpg")
     path = write_json(tmp_path / "instances_val2017.json",
                       [annotation(segmentation=[]), annotation(), annotation(id=None), annotation(id="k")],
                       [image(file_name="sub\\a.jpg")])
-    manifest = run_coco(tmp_path / "out", "--coco_json", path, "--images_dir", tmp_path / "pictures")
+    manifest = run_coco(tmp_path / "out", "--coco_json", path, "--images_dir", tmp_path / "photos")
     assert manifest[["image_path", "source_image", "source_split", "source_id"]].to_numpy().tolist() == [
         ["Class_1_disc/images/a_0002.png", "sub/a.jpg", "", "annotation 7"],
         ["Class_1_disc/images/a_0003.png", "sub/a.jpg", "", "annotation at place 2"],
@@ -90,9 +90,9 @@ def test_images_dir_and_indices(tmp_path: Path):
 
 
 @pytest.mark.parametrize("file_name", [
-    "a.jpg", "./a.jpg", "/home/me/a.jpg", "C:\\data\\a.jpg", "https://example.org/pictures/a.jpg",
+    "a.jpg", "./a.jpg", "/home/me/a.jpg", "C:\\data\\a.jpg", "https://example.org/photos/a.jpg",
     "../../elsewhere/a.jpg", "old/folder/A.JPG"])
-def test_pictures_are_found_by_their_base_name(tmp_path: Path, file_name: str):
+def test_photos_are_found_by_their_base_name(tmp_path: Path, file_name: str):
     manifest, _ = run_coco_file(tmp_path, [annotation()], images=[image(file_name=file_name)])
     assert manifest.source_image.tolist() == ["a.jpg"]
 
@@ -104,7 +104,7 @@ def test_percent_encoding_and_accents(tmp_path: Path):
     assert manifest.source_image.tolist() == ["my é.jpg"] * 2 and manifest.image_path.nunique() == 2
 
 
-def test_missing_twin_and_outside_pictures_are_skipped(tmp_path: Path, capsys: pytest.CaptureFixture):
+def test_missing_twin_and_outside_photos_are_skipped(tmp_path: Path, capsys: pytest.CaptureFixture):
     for name in ("a.jpg", "x/twin.jpg", "y/twin.jpg", "unlisted.jpg"):
         write_photo(tmp_path / "set" / name)
     write_photo(tmp_path / "secret.jpg")
@@ -119,7 +119,7 @@ def test_missing_twin_and_outside_pictures_are_skipped(tmp_path: Path, capsys: p
     assert "0 background, 2 missing, 2 unusable, 3 on disk but not used" in capsys.readouterr().out
 
 
-def test_most_pictures_missing_is_an_error(tmp_path: Path):
+def test_most_photos_missing_is_an_error(tmp_path: Path):
     with pytest.raises(UserError, match=r"2 of 3 photos are not in .*, e\.g\. b\.jpg; .*--images_dir"):
         run_coco_file(tmp_path, [annotation()], images=[image(), image(2, "b.jpg"), image(3, "c.jpg")])
     assert not (tmp_path / "out").exists()
@@ -153,7 +153,7 @@ def test_sizes_and_exif(tmp_path: Path, stored: tuple, orientation: int, claimed
     assert load_image(tmp_path / "out" / row.image_path).shape == (box[3] - box[1], box[2] - box[0], 3)
 
 
-def test_a_picture_of_another_shape_is_skipped(tmp_path: Path):
+def test_a_photo_of_another_shape_is_skipped(tmp_path: Path):
     write_photo(tmp_path / "set" / "b.jpg", size_hw=(50, 50))
     manifest, skipped = run_coco_file(tmp_path, [annotation(), annotation(2), annotation(2)],
                                  images=[image(), image(2, "b.jpg")])
@@ -303,7 +303,7 @@ def test_rules_of_categories(tmp_path: Path, categories: list, used: list, class
     pytest.param("..\\..\\secret.jpg", id="backslashes"), pytest.param("\0", id="NUL"),
     pytest.param("x" * 10**5, id="100,000 characters"),
     pytest.param(["a.jpg"], id="a list")])
-def test_no_picture_outside_its_folder(tmp_path: Path, file_name: str):
+def test_no_photo_outside_its_folder(tmp_path: Path, file_name: str):
     write_photo(tmp_path / "secret.jpg")
     write_photo(tmp_path / "set" / "a.jpg")
     (tmp_path / "set" / "link.jpg").symlink_to(tmp_path / "secret.jpg")
@@ -314,7 +314,7 @@ def test_no_picture_outside_its_folder(tmp_path: Path, file_name: str):
 
 
 @pytest.mark.parametrize(("make", "reason"), [
-    pytest.param(lambda path: path.write_bytes(b"<html>"), "photo cannot be read", id="no picture"),
+    pytest.param(lambda path: path.write_bytes(b"<html>"), "photo cannot be read", id="no photo"),
     pytest.param(lambda path: path.write_bytes(path.read_bytes()[:900]), "photo cannot be read", id="truncated"),
     pytest.param(lambda path: Image.new("RGB", (WIDTH, HEIGHT)).save(path, "PNG"), "", id="a PNG named .jpg"),
     pytest.param(lambda path: Image.new("RGB", (9, 5)).save(path), "smaller than --min_size", id="under ten pixels"),
@@ -322,7 +322,7 @@ def test_no_picture_outside_its_folder(tmp_path: Path, file_name: str):
                  "photo of another shape than width and height in the JSON", id="width and height swapped, no EXIF"),
     pytest.param(lambda path: Image.new("RGB", (2 * WIDTH, 2 * HEIGHT)).save(path), "", id="twice the size: scaled"),
 ])
-def test_rules_of_pictures(tmp_path: Path, make, reason: str):
+def test_rules_of_photos(tmp_path: Path, make, reason: str):
     write_photo(tmp_path / "set" / "a.jpg")
     write_photo(tmp_path / "set" / "b.jpg", 1)
     make(tmp_path / "set" / "b.jpg")

@@ -22,7 +22,7 @@ SQUARE = (0.25, 0.2, 0.75, 0.2, 0.75, 0.6, 0.25, 0.6)
     pytest.param(f"0 {POLYGON} 0.93", 0, SQUARE, id="with confidence"),
     pytest.param("3 0.5 0.4 0.5 0.4", 3, SQUARE, id="box"),
     pytest.param("3 0.5 0.4 0.5 0.4 0.9", 3, SQUARE, id="box with confidence"),
-    pytest.param("0 -0.2 0 1.3 0 1.3 1", 0, (-0.2, 0, 1.3, 0, 1.3, 1), id="out of the picture"),
+    pytest.param("0 -0.2 0 1.3 0 1.3 1", 0, (-0.2, 0, 1.3, 0, 1.3, 1), id="out of the photo"),
     pytest.param("-1 0 0 1 0 1 1", -1, (0, 0, 1, 0, 1, 1), id="negative id, refused later"),
 ])
 def test_parse_label_row(line: str, class_id: int, polygon: tuple):
@@ -98,8 +98,8 @@ def test_rows_of_a_file(tmp_path: Path):
     pytest.param(f"0 {POLYGON} 0.87\n", 1, [], "taken for a confidence", id="polygon and confidence"),
     pytest.param(f"0 {POLYGON}\n0 0.1 0.1 0.5 0.5 0.9 0.9\n", 1, ["covers no pixel of the photo"], "",
                  id="zero area along a diagonal"),
-    pytest.param("0 -0.005 0.2 1.009 0.2 1.009 0.6 -0.005 0.6\n", 1, [], "", id="out of the picture by under 1 %"),
-    pytest.param("0 -0.3 0.2 1.4 0.2 1.4 0.6 -0.3 0.6\n", 1, [], "was clipped", id="far out of the picture: clipped"),
+    pytest.param("0 -0.005 0.2 1.009 0.2 1.009 0.6 -0.005 0.6\n", 1, [], "", id="out of the photo by under 1 %"),
+    pytest.param("0 -0.3 0.2 1.4 0.2 1.4 0.6 -0.3 0.6\n", 1, [], "was clipped", id="far out of the photo: clipped"),
     pytest.param(f"0 {POLYGON}\n2 {POLYGON}\n-1 {POLYGON}\n", 1, ["class id that has no name"] * 2, "",
                  id="class id of no name, and a negative one: never the last name"),
     pytest.param(f"0 {POLYGON}\n0 {POLYGON}\n1 {POLYGON}\n", 2, ["the same row twice"], "", id="duplicate rows"),

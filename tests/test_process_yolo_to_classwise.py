@@ -82,9 +82,9 @@ def test_a_data_set_becomes_class_folders(tmp_path: Path, capsys: pytest.Capture
                  id="one folder for two splits"),
     pytest.param([("images/a.jpg", "labels/a.txt"), ("images/b.jpg", "labels/b.txt")],
                  "names: [x]\ntrain: train.txt\nval: val.txt", {"images/a.jpg": "train", "images/b.jpg": "val"},
-                 id="lists of pictures"),
+                 id="lists of photos"),
     pytest.param([("a.jpg", "a.txt"), ("b.jpg", "b.txt")], "names: [x]", {"a.jpg": "", "b.jpg": ""},
-                 id="labels beside pictures"),
+                 id="labels beside photos"),
     pytest.param([("my/images/set/images/a.b.jpg", "my/images/set/labels/a.b.txt")], "names: [x]",
                  {"my/images/set/images/a.b.jpg": ""}, id="the last images/ counts"),
 ])
@@ -182,7 +182,7 @@ def test_dry_run_writes_nothing_and_overwrite_replaces(tmp_path: Path, capsys: p
                              *sorted([*OTHER_OUTPUT, "mine.txt"])]
 
 
-def test_labels_without_a_picture_and_twin_pictures_are_told(tmp_path: Path, capsys: pytest.CaptureFixture):
+def test_labels_without_a_photo_and_twin_photos_are_told(tmp_path: Path, capsys: pytest.CaptureFixture):
     root, out = tmp_path / "set", tmp_path / "out"
     add_photo(root, "images/a.jpg", "labels/a.txt")
     add_photo(root, "images/a.png", "labels/gone.txt", f"0 {POLYGON}\n\n0 {POLYGON}\n")
@@ -271,11 +271,16 @@ def test_ctrl_c_leaves_nothing(tmp_path: Path):
     command = [sys.executable, str(ROOT / "process_yolo_to_classwise.py"), "--dataset_dir", str(root), "--output_dir",
                str(out), "--class_names", "x", "--num_workers", "2"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
-    while not any(out.glob(".partial-*/Class_x/masks/*")):
-        assert process.poll() is None
-        time.sleep(0.05)
-    os.killpg(process.pid, signal.SIGINT)  # as the terminal does: to the workers too
-    error = process.communicate()[1]
+    try:
+        while not any(out.glob(".partial-*/Class_x/masks/*")):
+            assert process.poll() is None
+            time.sleep(0.05)
+        os.killpg(process.pid, signal.SIGINT)  # as the terminal does: to the workers too
+        error = process.communicate(timeout=600)[1]
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.communicate()
     assert process.returncode == 130, error
     assert "stopped by Ctrl-C" in error.strip().splitlines()[-1]
     assert "Traceback" not in error
@@ -321,7 +326,7 @@ def nearly_alike(root: Path) -> None:
     add_photo(root, "images/a.jpg", "labels/a.txt")
 
 
-def other_pictures(root: Path) -> None:
+def other_photos(root: Path) -> None:
     add_photo(root, "images/a.jpg", "labels/a.txt")
     for name in ("b.gif", "c.HEIC", "d.heic", "e"):
         (root / "images" / name).write_bytes(b"x")
@@ -333,7 +338,7 @@ def missing_split(root: Path) -> None:
 
 
 def turned(root: Path) -> None:
-    """Stored 80 x 50, upright 50 x 80: the labels are of the upright picture."""
+    """Stored 80 x 50, upright 50 x 80: the labels are of the upright photo."""
     from PIL import Image
     exif = Image.Exif()
     exif[274] = 6
@@ -360,13 +365,13 @@ def pipe_and_folder(root: Path) -> None:
 @pytest.mark.parametrize(("make", "sources", "said"), [
     pytest.param(upper_case, ["Train/Images/a.JPG"], "", id="upper-case folders and suffixes"),
     pytest.param(twice_a_suffix, ["images/a.jpg.jpg"], "", id="stem: all before the last dot"),
-    pytest.param(nearly_alike, ["images/a.jpg"], "1 background", id="pictures equal but for case"),
-    pytest.param(other_pictures, ["images/a.jpg"], "not taken as photos: 1 without suffix, 1 .gif, 2 .heic",
+    pytest.param(nearly_alike, ["images/a.jpg"], "1 background", id="photos equal but for case"),
+    pytest.param(other_photos, ["images/a.jpg"], "not taken as photos: 1 without suffix, 1 .gif, 2 .heic",
                  id="other suffixes are told"),
     pytest.param(missing_split, ["train/images/a.jpg"], "names a folder that is not here: val: ../valid/images",
                  id="a split that is not here is told"),
     pytest.param(missing_split, ["train/images/a.jpg"], "nc is 2, but names has 1", id="nc is not the count of names"),
-    pytest.param(turned, ["images/a.jpg"], "", id="EXIF: labels are of the upright picture"),
+    pytest.param(turned, ["images/a.jpg"], "", id="EXIF: labels are of the upright photo"),
     pytest.param(pages, ["images/a.jpg", "images/b.tif"], "several pages or frames; the first was used",
                  id="multi-page TIFF"),
     pytest.param(pipe_and_folder, ["images/a.jpg"], "", id="a pipe and a folder named .jpg", marks=pytest.mark.skipif(

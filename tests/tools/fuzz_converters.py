@@ -1,4 +1,4 @@
-"""Mutation fuzzer of both converters: damaged annotation files, class lists and pictures.
+"""Mutation fuzzer of both converters: damaged annotation files, class lists and photos.
 
     python tests/tools/fuzz_converters.py --count 10000 --seed 0
 
@@ -184,8 +184,8 @@ def mutated_yaml(content: dict, random: np.random.Generator, outside: str) -> by
 
 # ---- data sets --------------------------------------------------------------------------------------------
 
-def pictures() -> dict[str, bytes]:
-    """{name: file content} of pictures of many kinds, most of them 40 x 24."""
+def photos() -> dict[str, bytes]:
+    """{name: file content} of photos of many kinds, most of them 40 x 24."""
     pixels = np.random.default_rng(0).integers(0, 255, (HEIGHT, WIDTH, 3), dtype=np.uint8)
     whole = Image.fromarray(pixels)
     turned = Image.Exif()
@@ -206,9 +206,9 @@ def pictures() -> dict[str, bytes]:
         "small": (whole.resize((9, 5)), "PNG", {}), "wide": (whole.resize((80, 24)), "PNG", {}),
         "double": (whole.resize((80, 48)), "PNG", {})}
     found = {}
-    for name, (picture, kind, settings) in kinds.items():
+    for name, (photo, kind, settings) in kinds.items():
         stream = io.BytesIO()
-        picture.save(stream, kind, **settings)
+        photo.save(stream, kind, **settings)
         found[name] = stream.getvalue()
     for name, array in (("deep colour", pixels.astype(np.uint16) * 99), ("float colour", pixels.astype(np.float32))):
         found[name] = cv2.imencode(".png" if name == "deep colour" else ".tiff", array)[1].tobytes()
@@ -258,7 +258,7 @@ def coco_set(folder: Path, kinds: list[bytes]) -> dict:
                             for i, outline in enumerate(outlines)]}
 
 
-def break_pictures(files: list[Path], known: dict[str, bytes], random: np.random.Generator, outside: Path) -> None:
+def break_photos(files: list[Path], known: dict[str, bytes], random: np.random.Generator, outside: Path) -> None:
     for path in files:
         match random.integers(12):
             case 0 | 1 | 2:
@@ -295,7 +295,7 @@ def flags_of(random: np.random.Generator, coco: bool) -> list[str]:
 def damage_of(number: int, seed: int) -> str:
     """What a case damages."""
     random = np.random.default_rng([seed, number, 1])
-    return ["YOLO rows", "data.yaml", "COCO JSON", "pictures"][random.choice(4, p=[0.3, 0.15, 0.35, 0.2])]
+    return ["YOLO rows", "data.yaml", "COCO JSON", "photos"][random.choice(4, p=[0.3, 0.15, 0.35, 0.2])]
 
 
 def run_case(number: int, seed: int, folder: Path, known: dict[str, bytes]) -> str:
@@ -309,7 +309,7 @@ def run_case(number: int, seed: int, folder: Path, known: dict[str, bytes]) -> s
     names = list(known)
     kinds = [known["jpg"] if random.random() < 0.8 else known[names[random.integers(len(names))]] for _ in range(3)]
     what = damage_of(number, seed)
-    coco = what == "COCO JSON" or (what == "pictures" and random.random() < 0.5)
+    coco = what == "COCO JSON" or (what == "photos" and random.random() < 0.5)
     bytewise = random.random() < 0.35
     if coco:
         content = coco_set(data, kinds)
@@ -330,8 +330,8 @@ def run_case(number: int, seed: int, folder: Path, known: dict[str, bytes]) -> s
             path.write_bytes(mutated_bytes(path.read_bytes(), random) if bytewise
                              else mutated_yaml(YAML, random, str(folder / "escaped.png")))
         script, argv = process_yolo_to_classwise, ["--dataset_dir", str(data)]
-    if what == "pictures":
-        break_pictures(sorted(data.rglob("*.jpg")), known, random, secret)
+    if what == "photos":
+        break_photos(sorted(data.rglob("*.jpg")), known, random, secret)
     argv += ["--output_dir", str(out), "--num_workers", "0", *flags_of(random, coco)]
     before = tree(folder, out)
     os.chdir(here)
@@ -437,7 +437,7 @@ def child(first: int, count: int, seed: int, base: Path) -> None:
     import resource
     resource.setrlimit(resource.RLIMIT_AS, (CASE_BYTES, CASE_BYTES))
     cv2.setNumThreads(1)
-    known = pictures()
+    known = photos()
     base.mkdir(exist_ok=True)
     try:
         for number in range(first, first + count):
