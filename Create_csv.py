@@ -1,6 +1,6 @@
 """Step 2, COCO: class folders -> train.csv val.csv test.csv, three clicks for each mask.
 
-Reads   processed_dataset/Class_<id>_<name>/{images,masks}, and its manifest instances.csv where there is one
+Reads   processed_dataset/Class_<id>_<name>/{images,masks}, and the manifest instances.csv if there is one
 Writes  train.csv val.csv test.csv: image_path, mask_path, class_id, class_name, point1_x, point1_y, point2_x,
         point2_y, point3_x, point3_y, source_image
 
@@ -8,8 +8,8 @@ Writes  train.csv val.csv test.csv: image_path, mask_path, class_id, class_name,
     python Create_csv.py --dataset_dir processed_dataset --split 0.7 0.15 0.15 --resplit --overwrite
 
 Points: the centre of the mask, and two points at equal distance on opposite sides of it; all inside the mask.
-Split: all objects of a photo, and all augmented copies of it, stay on one side. The data set's own train/val/test is
-kept where it has one; what is missing of it is taken from train. Next step: python reformated_csv.py
+Split: all objects of a photo, and all augmented copies of it, are in the same split. The data set's own train/val/test
+is kept where it has one; a split that it lacks is taken from train. Next step: python reformated_csv.py
 """
 
 import argparse

@@ -1,6 +1,6 @@
 """Step 2, YOLO: class folders -> output.csv with every row, and train.csv val.csv test.csv; three clicks for each mask.
 
-Reads   processed_dataset/Class_<name>/{images,masks}, and its manifest instances.csv where there is one
+Reads   processed_dataset/Class_<name>/{images,masks}, and the manifest instances.csv if there is one
 Writes  output.csv: image_path, mask_path, class_id, class_name, point1_x, point1_y, point2_x, point2_y, point3_x,
         point3_y, source_image, split
         train.csv val.csv test.csv: the same columns but split (not with --no_split)
@@ -9,8 +9,8 @@ Writes  output.csv: image_path, mask_path, class_id, class_name, point1_x, point
     python Create_yolo_csv.py --dataset_dir processed_dataset --split 0.7 0.15 0.15 --resplit --overwrite
 
 Points: one near the centre of the mask, and its two farthest-apart points, pulled inside; all inside the mask.
-Split: all objects of a photo, and all augmented copies of it, stay on one side. The data set's own train/val/test is
-kept where it has one; what is missing of it is taken from train. Next step: python reformated_csv.py
+Split: all objects of a photo, and all augmented copies of it, are in the same split. The data set's own train/val/test
+is kept where it has one; a split that it lacks is taken from train. Next step: python reformated_csv.py
 """
 
 import argparse
@@ -23,7 +23,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     parser = cli.make_parser(__doc__)
     output = cli.add_split_tables(parser)
     output.add_argument("--no_split", action="store_true",
-                        help=f"write only {contracts.OUTPUT_TABLE}; its column split says what the tables would hold")
+                        help=f"write only {contracts.OUTPUT_TABLE}; its column split says where each row would go")
     return parser
 
 

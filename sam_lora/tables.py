@@ -68,7 +68,7 @@ def write_table(table: "pd.DataFrame", path: str | Path) -> None:
 
 
 def write_tables(tables: Mapping[str | Path, "pd.DataFrame"]) -> None:
-    """Write CSVs that belong together: each is renamed into place only once all are written."""
+    """Write CSVs that belong together: none is renamed into place before all are written."""
     with ExitStack() as stack:
         for path, table in tables.items():
             table.to_csv(stack.enter_context(atomic_path(path)), index=False, lineterminator="\n", encoding="utf-8")
@@ -76,7 +76,7 @@ def write_tables(tables: Mapping[str | Path, "pd.DataFrame"]) -> None:
 
 @contextmanager
 def table_writer(path: str | Path, columns: Sequence[str]) -> Iterator["csv.writer"]:
-    """Write a CSV as `write_table` does, but row by row: a table of any length takes no memory."""
+    """Write a CSV as `write_table` does, but row by row, so that the memory needed does not grow with the table."""
     with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(columns)
@@ -84,7 +84,7 @@ def table_writer(path: str | Path, columns: Sequence[str]) -> Iterator["csv.writ
 
 
 def resolve_path(text: str, table_path: str | Path) -> Path:
-    """A path out of a table: as written, from the current folder; else from the table's own folder."""
+    """A path from a table: relative to the current folder, as written; else relative to the table's own folder."""
     path = Path(text)
     if path.exists() or path.is_absolute():
         return path

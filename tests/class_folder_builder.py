@@ -62,7 +62,6 @@ def write_set(root: Path, folder: str, class_id: object, class_name: str, photos
 # ---- conversions ------------------------------------------------------------------------------------------
 
 CLASSES = {"a": ObjectClass(3, "red disc", "Class_3_red_disc"), "b": ObjectClass(5, "bar", "Class_5_bar")}
-OTHER_OUTPUT = ["classes.json", "conversion_report.csv", "instances.csv", "preview.jpg"]
 
 
 def rectangle(x0: float, y0: float, x1: float, y1: float) -> list[float]:
@@ -95,8 +94,3 @@ def convert(images: list[SourceImage], out: Path, num_workers: int = 0, strict: 
         class_folders.write_class_folders(images, CLASSES, staging, class_folders.CropSettings(**settings), num_workers,
                                           report)
     return pd.read_csv(out / contracts.MANIFEST_FILE, keep_default_na=False), report
-
-
-def files_in(folder: Path) -> list[str]:
-    """Every file below a folder, relative to it, sorted."""
-    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())

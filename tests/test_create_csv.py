@@ -1,9 +1,9 @@
-import pandas as pd
 import pytest
 from class_folder_builder import BAR, EMPTY, write_manifest, write_pair, write_set
+from data_set_builder import entries, read_text, refused, run_script
 
-from Create_csv import class_of_folder, get_args_parser, main
-from sam_lora import cli
+import Create_csv
+from Create_csv import class_of_folder
 
 COLUMNS = ["image_path", "mask_path", "class_id", "class_name", "point1_x", "point1_y", "point2_x", "point2_y",
            "point3_x", "point3_y", "source_image"]
@@ -16,22 +16,7 @@ def in_tmp_path(tmp_path, monkeypatch):
 
 
 def run(*argv):
-    main(get_args_parser().parse_args(["--num_workers", "0", *argv]))
-
-
-def refused(capsys, *argv):
-    """Exit code and the last line of what the script prints to stderr."""
-    with pytest.raises(SystemExit) as exit_info:
-        cli.run(main, get_args_parser(), ["--num_workers", "0", *argv])
-    return exit_info.value.code, capsys.readouterr().err.splitlines()[-1]
-
-
-def read(name):
-    return pd.read_csv(name, dtype=str, keep_default_na=False)
-
-
-def files(folder):
-    return sorted(path.name for path in folder.iterdir())
+    run_script(Create_csv, "--num_workers", 0, *argv)
 
 
 def make_set(folder, classes=("Class_7_Dental_Calculus", "Class_12_caries"), photos=10, **more):
@@ -48,9 +33,9 @@ def test_whole_tables(in_tmp_path, capsys):
                     split_of=["train", "val", "test"])
     write_manifest(in_tmp_path / "processed_dataset", rows)
     run()
-    assert files(in_tmp_path) == ["processed_dataset", "test.csv", "train.csv", "val.csv"]
+    assert entries(in_tmp_path) == ["processed_dataset", "test.csv", "train.csv", "val.csv"]
     for number, split in enumerate(("train", "val", "test")):
-        table = read(f"{split}.csv")
+        table = read_text(f"{split}.csv")
         assert table.columns.tolist() == COLUMNS
         folder = "processed_dataset/Class_7_Dental_Calculus"
         assert table.values.tolist() == [
@@ -60,9 +45,9 @@ def test_whole_tables(in_tmp_path, capsys):
         "class               train     val    test     all",
         "7 Dental Calculus       1       1       1       3",
         "rows                    1       1       1       3",
-        "source images           1       1       1       3",
+        "photos                  1       1       1       3",
         "the data set's own split is kept (train 1, val 1, test 1); --resplit makes a new one",
-        "source images in more than one split: 0 of 3 (copies of one photo count once)",
+        "photos in more than one split: 0 of 3 (copies of a photo count once)",
         "wrote train.csv (1 rows)", "wrote val.csv (1 rows)", "wrote test.csv (1 rows)"]
 
 
@@ -70,12 +55,12 @@ def test_a_split_by_photo_and_class(in_tmp_path, capsys):
     rows = make_set(in_tmp_path / "processed_dataset", objects=2)
     write_manifest(in_tmp_path / "processed_dataset", rows)
     run()
-    tables = {split: read(f"{split}.csv") for split in ("train", "val", "test")}
+    tables = {split: read_text(f"{split}.csv") for split in ("train", "val", "test")}
     assert {split: table["class_id"].value_counts().to_dict() for split, table in tables.items()} == {
         "train": {"7": 12, "12": 12}, "val": {"7": 4, "12": 4}, "test": {"7": 4, "12": 4}}
     photos = [set(table["source_image"]) for table in tables.values()]
     assert len(set.union(*photos)) == sum(map(len, photos)) == 20
-    assert "source images in more than one split: 0 of 20" in capsys.readouterr().out
+    assert "photos in more than one split: 0 of 20" in capsys.readouterr().out
 
 
 def test_same_seed_same_tables_other_seed_others(in_tmp_path):
@@ -91,10 +76,10 @@ def test_resplit_and_split(in_tmp_path, capsys):
     rows = make_set(in_tmp_path / "processed_dataset", split_of=["train"] * 4 + ["val"] * 3 + ["test"] * 3)
     write_manifest(in_tmp_path / "processed_dataset", rows)
     run()
-    assert [len(read(f"{split}.csv")) for split in ("train", "val", "test")] == [8, 6, 6]
+    assert [len(read_text(f"{split}.csv")) for split in ("train", "val", "test")] == [8, 6, 6]
     run("--resplit", "--split", "0.8", "0.1", "0.1", "--overwrite")
-    assert [len(read(f"{split}.csv")) for split in ("train", "val", "test")] == [16, 2, 2]
-    assert "split anew, the data set's own split put aside" in capsys.readouterr().out
+    assert [len(read_text(f"{split}.csv")) for split in ("train", "val", "test")] == [16, 2, 2]
+    assert "split from scratch, the data set's own split is not used" in capsys.readouterr().out
 
 
 def test_without_a_manifest(in_tmp_path, capsys):
@@ -103,8 +88,8 @@ def test_without_a_manifest(in_tmp_path, capsys):
         for index in range(2):
             write_pair(in_tmp_path / "mine", "Class_3_fine crack", f"p{number}_{index:04d}", number * 2 + index)
     run("--dataset_dir", "mine", "--output_dir", "out/tables")
-    assert files(in_tmp_path / "out/tables") == ["test.csv", "train.csv", "val.csv"]
-    tables = [read(f"out/tables/{split}.csv") for split in ("train", "val", "test")]
+    assert entries(in_tmp_path / "out/tables") == ["test.csv", "train.csv", "val.csv"]
+    tables = [read_text(f"out/tables/{split}.csv") for split in ("train", "val", "test")]
     assert [len(table) for table in tables] == [8, 2, 2]
     assert {tuple(row) for table in tables for row in table[["class_id", "class_name"]].values} == {("3", "fine crack")}
     assert [table["source_image"].nunique() for table in tables] == [4, 1, 1]
@@ -119,14 +104,14 @@ def test_classes_without_an_instance_are_named(in_tmp_path, capsys):
     out = capsys.readouterr().out
     assert "classes without an instance, skipped: blank, parent\n" in out
     assert "skipped 1: empty mask: processed_dataset/Class_1_blank/masks/p_0000.png\n" in out
-    assert sum(len(read(f"{split}.csv")) for split in ("train", "val", "test")) == 6
+    assert sum(len(read_text(f"{split}.csv")) for split in ("train", "val", "test")) == 6
 
 
 def test_one_photo_makes_a_train_table_only(in_tmp_path, capsys):
     write_pair(in_tmp_path / "processed_dataset", "Class_0_a", "p_0000", 0)
     write_pair(in_tmp_path / "processed_dataset", "Class_0_a", "p_0001", 1)
     run()
-    assert files(in_tmp_path) == ["processed_dataset", "train.csv"]
+    assert entries(in_tmp_path) == ["processed_dataset", "train.csv"]
     out = capsys.readouterr().out
     assert "no val rows, so no val.csv\n" in out and "no test rows, so no test.csv\n" in out
 
@@ -146,11 +131,12 @@ def test_class_of_folder(name, expected):
 def test_nothing_is_overwritten_unasked(in_tmp_path, capsys):
     write_pair(in_tmp_path / "processed_dataset", "Class_0_a", "p_0000", 0)
     (in_tmp_path / "val.csv").write_text("mine")
-    assert refused(capsys) == (1, f"{get_args_parser().prog}: error: val.csv: already there; give --overwrite to "
-                                  "replace, or write elsewhere")
-    assert files(in_tmp_path) == ["processed_dataset", "val.csv"]
+    program = Create_csv.get_args_parser().prog
+    assert refused(capsys, Create_csv) == (
+        1, f"{program}: error: val.csv: already there; give --overwrite to replace, or write elsewhere")
+    assert entries(in_tmp_path) == ["processed_dataset", "val.csv"]
     run("--overwrite")
-    assert files(in_tmp_path) == ["processed_dataset", "train.csv"]
+    assert entries(in_tmp_path) == ["processed_dataset", "train.csv"]
 
 
 @pytest.mark.parametrize(("argv", "code", "message"), [
@@ -170,7 +156,7 @@ def test_bad_input(in_tmp_path, capsys, argv, code, message):
     (in_tmp_path / "file").write_text("x")
     if code == 1 and "--output_dir" in argv:
         write_pair(in_tmp_path / "processed_dataset", "Class_0_a", "p_0000", 0)
-    found_code, line = refused(capsys, *argv)
+    found_code, line = refused(capsys, Create_csv, "--num_workers", 0, *argv)
     assert found_code == code and message in line
     assert not list(in_tmp_path.glob("*.csv"))
 
@@ -178,5 +164,5 @@ def test_bad_input(in_tmp_path, capsys, argv, code, message):
 def test_points_lie_in_the_mask(in_tmp_path):
     write_pair(in_tmp_path / "processed_dataset", "Class_0_a", "p_0000", 0)
     run()
-    row = read("train.csv").loc[0]
+    row = read_text("train.csv").loc[0]
     assert all(BAR[int(row[f"point{i}_y"]), int(row[f"point{i}_x"])] for i in (1, 2, 3))

@@ -1,11 +1,11 @@
 from pathlib import Path
 
-import pandas as pd
 import pytest
 from class_folder_builder import BAR, write_manifest, write_pair, write_set
+from data_set_builder import draw_yolo_set, entries, read_text, refused, run_script, run_yolo
 
-from Create_yolo_csv import class_of_folder, get_args_parser, main
-from sam_lora import cli
+import Create_yolo_csv
+from Create_yolo_csv import class_of_folder
 
 COLUMNS = ["image_path", "mask_path", "class_id", "class_name", "point1_x", "point1_y", "point2_x", "point2_y",
            "point3_x", "point3_y", "source_image"]
@@ -19,15 +19,7 @@ def in_tmp_path(tmp_path, monkeypatch):
 
 
 def run(*argv):
-    main(get_args_parser().parse_args(["--num_workers", "0", *argv]))
-
-
-def read(name):
-    return pd.read_csv(name, dtype=str, keep_default_na=False)
-
-
-def files(folder):
-    return sorted(path.name for path in folder.iterdir())
+    run_script(Create_yolo_csv, "--num_workers", 0, *argv)
 
 
 def make_set(root, photos=5):
@@ -40,8 +32,8 @@ def make_set(root, photos=5):
 def test_whole_tables(in_tmp_path):
     make_set(in_tmp_path / "processed_dataset")
     run()
-    assert files(in_tmp_path) == ["output.csv", "processed_dataset", "test.csv", "train.csv", "val.csv"]
-    output = read("output.csv")
+    assert entries(in_tmp_path) == ["output.csv", "processed_dataset", "test.csv", "train.csv", "val.csv"]
+    output = read_text("output.csv")
     assert output.columns.tolist() == [*COLUMNS, "split"]
     rows = []
     for folder, letter, *class_cells in (("Class_crack", "c", "1", "crack"), ("Class_pot_hole", "h", "4", "pot hole")):
@@ -51,7 +43,7 @@ def test_whole_tables(in_tmp_path):
                          *class_cells, "20", "11", "11", "9", "29", "13", f"{letter}{number}.jpg"])
     assert output[COLUMNS].values.tolist() == rows
     for split, count in (("train", 6), ("val", 2), ("test", 2)):
-        table = read(f"{split}.csv")
+        table = read_text(f"{split}.csv")
         assert table.columns.tolist() == COLUMNS
         assert table.values.tolist() == output.loc[output["split"] == split, COLUMNS].values.tolist()
         assert table["class_id"].value_counts().to_dict() == {"1": count // 2, "4": count // 2}
@@ -62,8 +54,8 @@ def test_whole_tables(in_tmp_path):
 def test_no_split(in_tmp_path, capsys):
     make_set(in_tmp_path / "processed_dataset")
     run("--no_split")
-    assert files(in_tmp_path) == ["output.csv", "processed_dataset"]
-    assert read("output.csv")["split"].value_counts().to_dict() == {"train": 6, "val": 2, "test": 2}
+    assert entries(in_tmp_path) == ["output.csv", "processed_dataset"]
+    assert read_text("output.csv")["split"].value_counts().to_dict() == {"train": 6, "val": 2, "test": 2}
     assert capsys.readouterr().out.endswith("wrote output.csv (10 rows)\n")
 
 
@@ -72,10 +64,10 @@ def test_the_own_split_without_a_test_gets_one_from_train(in_tmp_path, capsys):
     photos = [f"{side}/images/{number}.jpg" for number, side in enumerate(["train"] * 8 + ["valid"] * 2)]
     write_manifest(root, write_set(root, "Class_0", 0, "0", photos, ["train"] * 8 + ["val"] * 2))
     run()
-    split = read("output.csv").set_index("source_image")["split"]
+    split = read_text("output.csv").set_index("source_image")["split"]
     assert split.value_counts().to_dict() == {"train": 6, "val": 2, "test": 2}
     assert (split[photos[8:]] == "val").all()
-    assert "it has no test: rows taken from train by source image: 2 for test" in capsys.readouterr().out
+    assert "it has no test: rows taken from train by photo: 2 for test" in capsys.readouterr().out
 
 
 def test_without_a_manifest(in_tmp_path):
@@ -84,7 +76,8 @@ def test_without_a_manifest(in_tmp_path):
         for number in range(3):
             write_pair(in_tmp_path / "processed_dataset", folder, f"{folder}{number}_0000", len(folder) + number)
     run()
-    assert set(map(tuple, read("output.csv")[["class_id", "class_name"]].values)) == {("7", "7"), ("0", "2_wheels")}
+    classes = read_text("output.csv")[["class_id", "class_name"]]
+    assert set(map(tuple, classes.values)) == {("7", "7"), ("0", "2_wheels")}
 
 
 @pytest.mark.parametrize(("name", "expected"), [
@@ -99,24 +92,25 @@ def test_class_of_folder(name, expected):
 def test_nothing_is_overwritten_unasked(in_tmp_path, capsys):
     make_set(in_tmp_path / "processed_dataset")
     (in_tmp_path / "output.csv").write_text("mine")
-    with pytest.raises(SystemExit) as exit_info:
-        cli.run(main, get_args_parser(), [])
-    assert exit_info.value.code == 1
-    assert "output.csv: already there; give --overwrite" in capsys.readouterr().err
-    assert files(in_tmp_path) == ["output.csv", "processed_dataset"]
+    code, line = refused(capsys, Create_yolo_csv)
+    assert code == 1 and "output.csv: already there; give --overwrite" in line
+    assert entries(in_tmp_path) == ["output.csv", "processed_dataset"]
     assert (in_tmp_path / "output.csv").read_text() == "mine"
 
 
-@pytest.mark.skipif(not DATA.is_dir(), reason=f"no data sets at {DATA}")
 @pytest.mark.parametrize("no_crop", [False, True])
-def test_after_the_converter(in_tmp_path, no_crop):
+@pytest.mark.parametrize("name", ["drawn", "mixed-yolo-fixture"])
+def test_after_the_converter(in_tmp_path, name, no_crop):
     """What process_yolo_to_classwise.py writes, --no_crop too, is read whole: a row for each manifest row."""
-    import process_yolo_to_classwise as converter
-    argv = ["--dataset_dir", str(DATA / "mixed-yolo-fixture"), "--boxes", "rectangle",
-            "--num_workers", "0", *["--no_crop"] * no_crop]
-    converter.main(converter.get_args_parser().parse_args(argv))
+    root = DATA / name
+    if name == "drawn":
+        root = in_tmp_path / "set"
+        draw_yolo_set(root)
+    elif not root.is_dir():
+        pytest.skip(f"{root} is not there")
+    run_yolo(root, in_tmp_path / "processed_dataset", "--boxes", "rectangle", *["--no_crop"] * no_crop)
     run()
-    manifest, output = read("processed_dataset/instances.csv"), read("output.csv")
+    manifest, output = read_text("processed_dataset/instances.csv"), read_text("output.csv")
     assert len(manifest) > 10
     for column in ("image_path", "mask_path"):
         assert sorted(output[column]) == sorted("processed_dataset/" + manifest[column])

@@ -1,4 +1,4 @@
-"""tests/fuzz_converters.py: a short run breaks no promise, and the fuzzer notices promises that are broken."""
+"""tests/tools/fuzz_converters.py: a short run breaks no promise, and the fuzzer notices promises that are broken."""
 
 import json
 import os
@@ -8,19 +8,17 @@ from pathlib import Path
 
 import pytest
 
-FUZZER = Path(__file__).with_name("fuzz_converters.py")
+FUZZER = Path(__file__).parent / "tools" / "fuzz_converters.py"
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="limits and alarms are POSIX")
 
 
-def fuzz(*flags: str) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, FUZZER, *flags], capture_output=True, text=True, timeout=500)
-
-
-def test_a_short_run():
-    """The long one: python tests/fuzz_converters.py --count 10000 --seed 0"""
-    done = fuzz("--count", "160", "--seed", "1", "--processes", "1")
+def test_a_short_run(tmp_path: Path):
+    """The long one: python tests/tools/fuzz_converters.py --count 10000 --seed 0"""
+    done = subprocess.run([sys.executable, FUZZER, "--count", "160", "--seed", "1", "--processes", "1", "--work_dir",
+                           tmp_path], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
+    assert list(tmp_path.iterdir()) == []
     lines = done.stdout.splitlines()
     assert lines[0].startswith("160 cases in ") and lines[-1] == "0 promises broken"
     assert sum(int(line.split()[0]) for line in lines[1:-1]) == 160
@@ -28,7 +26,7 @@ def test_a_short_run():
 
 
 BREAK = """
-import os, sys
+import os, pathlib, sys
 sys.argv[0] = {fuzzer!r}
 sys.path.insert(0, os.path.dirname({fuzzer!r}))
 import fuzz_converters as fuzz
@@ -40,16 +38,19 @@ def run_case(number, seed, folder, known):
     outcome = real(number, seed, folder, known)
     return outcome
 fuzz.run_case = run_case
-fuzz.child(0, 4, 0)
+fuzz.child({first}, {count}, 0, pathlib.Path({folder!r}))
 """
 
 
+def broken_fuzzer(folder: Path, first: int, count: int) -> subprocess.CompletedProcess:
+    code = BREAK.format(fuzzer=str(FUZZER), first=first, count=count, folder=str(folder / "cases"))
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+
+
 def test_crashes_tracebacks_and_strays_are_noticed(tmp_path: Path):
-    done = subprocess.run([sys.executable, "-c", BREAK.format(fuzzer=str(FUZZER))], capture_output=True, text=True,
-                          timeout=100)
+    done = broken_fuzzer(tmp_path, 0, 4)
     assert done.returncode == -11
     assert [json.loads(line).get("start", "end") for line in done.stdout.splitlines()] == [0, "end", 1]
-    done = subprocess.run([sys.executable, "-c", BREAK.format(fuzzer=str(FUZZER)).replace("child(0, 4", "child(2, 2")],
-                          capture_output=True, text=True, timeout=100)
+    done = broken_fuzzer(tmp_path, 2, 2)
     broken = [json.loads(line)["broken"] for line in done.stdout.splitlines() if "broken" in line]
     assert broken[0].startswith("traceback: KeyError in <string>:9") and broken[1] == "a file beside the case's folder"

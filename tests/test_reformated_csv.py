@@ -1,8 +1,9 @@
 import pandas as pd
 import pytest
+from data_set_builder import entries, refused, run_script
 
-from reformated_csv import get_args_parser, main, pixel
-from sam_lora import cli
+import reformated_csv
+from reformated_csv import pixel
 from sam_lora.contracts import SPLIT_COLUMNS
 from sam_lora.tables import points_from_json
 
@@ -16,21 +17,11 @@ def in_tmp_path(tmp_path, monkeypatch):
 
 
 def run(*argv):
-    main(get_args_parser().parse_args(argv))
-
-
-def refused(capsys, *argv):
-    with pytest.raises(SystemExit) as exit_info:
-        cli.run(main, get_args_parser(), argv)
-    return exit_info.value.code, capsys.readouterr().err.splitlines()[-1]
+    run_script(reformated_csv, *argv)
 
 
 def write(path, *rows, header=HEADER):
     path.write_text("\n".join([header, *rows]) + "\n")
-
-
-def files(folder):
-    return sorted(path.name for path in folder.iterdir())
 
 
 def test_whole_tables(in_tmp_path, capsys):
@@ -39,7 +30,7 @@ def test_whole_tables(in_tmp_path, capsys):
     write(in_tmp_path / "val.csv", "d/c.png,d/m/c.png,1,hole,0,0,1,1,2,2")
     write(in_tmp_path / "test.csv", "d/e.png,d/m/e.png,1,hole,0,0,1,1,2,2")
     run()
-    assert files(in_tmp_path) == ["test.csv", "test_reformatted.csv", "train.csv", "train_reformatted.csv", "val.csv",
+    assert entries(in_tmp_path) == ["test.csv", "test_reformatted.csv", "train.csv", "train_reformatted.csv", "val.csv",
                                   "val_reformatted.csv"]
     assert (in_tmp_path / "train_reformatted.csv").read_text() == (
         'image,label,points\n'
@@ -56,14 +47,14 @@ def test_other_folders_and_chosen_splits(in_tmp_path):
     for split in ("train", "val", "test"):
         write(in_tmp_path / "in" / f"{split}.csv", "a.png,m.png,0,a,1,2,3,4,5,6")
     run("--input_dir", "in", "--output_dir", "out/new", "--splits", "test", "train")
-    assert files(in_tmp_path / "out/new") == ["test_reformatted.csv", "train_reformatted.csv"]
+    assert entries(in_tmp_path / "out/new") == ["test_reformatted.csv", "train_reformatted.csv"]
 
 
 def test_a_missing_table_is_passed_over_and_its_old_result_removed(in_tmp_path, capsys):
     write(in_tmp_path / "train.csv", "a.png,m.png,0,a,1,2,3,4,5,6")
     (in_tmp_path / "val_reformatted.csv").write_text("old")
     run("--overwrite")
-    assert files(in_tmp_path) == ["train.csv", "train_reformatted.csv"]
+    assert entries(in_tmp_path) == ["train.csv", "train_reformatted.csv"]
     assert capsys.readouterr().out == ("train_reformatted.csv: 1 rows\n"
                                        "no val.csv, so no val_reformatted.csv (the old one is removed)\n"
                                        "no test.csv, so no test_reformatted.csv\n")
@@ -119,23 +110,23 @@ def test_pixel(text, expected):
 def test_bad_input(in_tmp_path, capsys, content, message):
     if content is not None:
         (in_tmp_path / "train.csv").write_text(content)
-    before = files(in_tmp_path)
-    code, line = refused(capsys)
+    before = entries(in_tmp_path)
+    code, line = refused(capsys, reformated_csv)
     assert code == 1 and message in line
-    assert files(in_tmp_path) == before
+    assert entries(in_tmp_path) == before
 
 
 def test_one_bad_table_leaves_all_unwritten(in_tmp_path, capsys):
     write(in_tmp_path / "train.csv", "a.png,m.png,0,a,1,2,3,4,5,6")
     (in_tmp_path / "test.csv").write_text("image_path\na\n")
-    assert refused(capsys)[0] == 1
-    assert files(in_tmp_path) == ["test.csv", "train.csv"]
+    assert refused(capsys, reformated_csv)[0] == 1
+    assert entries(in_tmp_path) == ["test.csv", "train.csv"]
 
 
 def test_flags(in_tmp_path, capsys):
     write(in_tmp_path / "train.csv", "a.png,m.png,0,a,1,2,3,4,5,6")
-    assert refused(capsys, "--splits", "../train")[0] == 2
+    assert refused(capsys, reformated_csv, "--splits", "../train")[0] == 2
     (in_tmp_path / "train_reformatted.csv").write_text("mine")
-    code, line = refused(capsys)
+    code, line = refused(capsys, reformated_csv)
     assert code == 1 and "train_reformatted.csv: already there; give --overwrite" in line
     assert (in_tmp_path / "train_reformatted.csv").read_text() == "mine"

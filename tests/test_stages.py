@@ -2,10 +2,10 @@
 
 import json
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
+from data_set_builder import run_script as run
 
 import Create_csv
 import Create_yolo_csv
@@ -56,10 +56,6 @@ def write_coco(root: Path) -> list[str]:
     categories = [{"id": class_id, "name": name} for class_id, name in enumerate(NAMES)]
     (root / "a.json").write_text(json.dumps({"images": images, "annotations": annotations, "categories": categories}))
     return ["--coco_json", str(root / "a.json")]
-
-
-def run(script: ModuleType, *argv: str) -> None:
-    script.main(script.get_args_parser().parse_args([*argv]))
 
 
 def in_box(mask: np.ndarray, box: tuple[int, int, int, int]) -> bool:

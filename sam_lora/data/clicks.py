@@ -1,21 +1,21 @@
 """Three foreground clicks from a mask, by one of two strategies; or any clicks, at random.
 
 Every point lies inside the mask, and the three differ wherever the mask has three pixels. Where the mask is thick
-enough they keep off its boundary, for a click there says little about which side is meant. Same mask, same points.
+enough they keep away from its boundary, where a click says little about which side is meant. Same mask, same points.
 
 All functions here take masks as (H, W) bool and give points as integer (x, y) pixels of that mask. `depth` is the
-distance of a mask pixel to the nearest pixel outside, the frame beyond the mask's own box counted as outside, right to
-2 %: it is only compared.
+distance of a mask pixel to the nearest pixel outside, everything beyond the mask's own box counted as outside, accurate
+to 2 %: it is only compared.
 """
 
 import cv2
 import numpy as np
 
-PULL = 0.15            # a far point moves inside by up to this share of the farthest distance
-DEEP = 0.5             # deep enough: this share of the greatest depth around
+PULL = 0.15            # a far point moves inside by up to this fraction of the farthest distance
+DEEP = 0.5             # deep enough: this fraction of the greatest depth nearby
 DEEPEST = 0.94         # of the greatest depth: 0.9 of it for certain, as depths are right to 2 %
 SHELLS = 32            # radii tried for a curved mask
-SHELL_PIXELS = 10_000  # pixels looked at for that; of a larger mask those on a grid
+SHELL_PIXELS = 10_000  # pixels examined for that; of a larger mask only those on a grid
 NEAR = 8               # pixels around a target that are searched first
 
 

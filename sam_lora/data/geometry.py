@@ -13,7 +13,7 @@ import numpy as np
 Box = tuple[int, int, int, int]
 
 SUPERSAMPLING = 4
-TILE_OVERLAP = 4               # neighbouring tiles share a quarter of their side, or more
+TILE_OVERLAP = 4               # neighbouring tiles overlap by a quarter of their side, or more
 POLYGON_RASTERISER = f"opencv fillPoly {SUPERSAMPLING}x"
 RECTANGLE_RASTERISER = "rectangle"
 
@@ -30,10 +30,10 @@ _SPECKS, _MAX_RINGS, _FAITHFUL = 0.01, 500, 0.97  # of a mask as a polygon
 def polygons_to_mask(polygons: Sequence[np.ndarray], resolution_wh: tuple[int, int]) -> tuple[np.ndarray, Box] | None:
     """The union of `polygons`, each (N, 2) float xy, N >= 3, finite, as a mask inside its own box.
 
-    Returns (mask (y1 - y0, x1 - x0) bool, box xyxy in the picture), the box tight around the foreground; None where
-    no pixel of the picture is covered by half. Every polygon is filled by the even-odd rule, so a seam to an inner
-    ring makes a hole. Nothing of the picture's size is allocated, only of the object's. Raises ValueError for a
-    polygon that crosses itself so often that drawing it would take minutes.
+    Returns (mask (y1 - y0, x1 - x0) bool, box xyxy in the image), the box tight around the foreground; None where no
+    pixel of the image is at least half covered. Every polygon is filled by the even-odd rule, so a seam to an inner
+    ring makes a hole. Memory grows with the object, not with the image. Raises ValueError for a polygon that crosses
+    itself so often that drawing it would take minutes.
     """
     window = (0, 0, *resolution_wh)
     parts = [clipped for polygon in polygons if len(clipped := clip_polygon(polygon, window)) >= 3]
@@ -68,8 +68,8 @@ def _draw(parts: Sequence[np.ndarray], box: Box) -> np.ndarray:
         vertices = (clip_polygon(part, box) - (x0 - 1, y0 - 1)) * SUPERSAMPLING - 0.5
         if len(vertices) >= 3:
             cv2.fillPoly(canvas, [np.round(vertices * 2**_SHIFT).astype(np.int32)], 240, shift=_SHIFT)
-    # the mean of sixteen subpixels of 0 or 240 is a whole number, so nothing is rounded; strictly more than half,
-    # because fillPoly paints the boundary's subpixels too
+    # the mean of sixteen subpixels of 0 or 240 is a whole number, so nothing is rounded; the threshold is strictly more
+    # than half because fillPoly paints the boundary's subpixels too
     for scale in (2, 1):  # by halves, which OpenCV does several times faster than by a quarter at once
         canvas = cv2.resize(canvas, (width * scale, height * scale), interpolation=cv2.INTER_AREA)
     return canvas[1:-1, 1:-1] > 120
@@ -93,8 +93,8 @@ def clip_polygon(polygon: np.ndarray, box: Box) -> np.ndarray:
             continue
         crosses = inside != np.roll(inside, -1)
         fall = distance - np.roll(distance, -1)
-        share = np.divide(distance, fall, out=np.zeros_like(distance), where=crosses)
-        crossings = polygon + share[:, None] * (np.roll(polygon, -1, axis=0) - polygon)
+        fraction = np.divide(distance, fall, out=np.zeros_like(distance), where=crosses)
+        crossings = polygon + fraction[:, None] * (np.roll(polygon, -1, axis=0) - polygon)
         crossings[:, axis] = limit
         # each vertex that is inside, then the point where its outgoing edge crosses the border
         both = np.stack([polygon, crossings], axis=1).reshape(-1, 2)
@@ -113,14 +113,14 @@ def box_polygon(xyxy: Sequence[float]) -> np.ndarray:
 def mask_to_polygon(mask: np.ndarray) -> np.ndarray:
     """A mask's outline as one polygon, (N, 2) float64 xy at the pixels' outer edges; N is 0 for an empty mask.
 
-    Parts and holes hang together by seams there and back, which the even-odd rule does not see, so that
-    `polygons_to_mask` draws them all. Lost are the smallest parts and holes, together 1 % of the mask (of noise all but
-    the 500 largest), and detail of up to a pixel where the polygon still covers the mask with an IoU of 0.97.
+    Parts and holes are connected by seams that run there and back, which the even-odd rule ignores, so that
+    `polygons_to_mask` draws them all. What is lost: the smallest parts and holes, together 1 % of the mask (of noise
+    all but the 500 largest), and detail of up to a pixel as long as polygon and mask keep an IoU of 0.97.
     """
-    found = tighten(mask)
-    if found is None:
+    tight = tighten(mask)
+    if tight is None:
         return np.zeros((0, 2))
-    cut, (x0, y0, *_) = found
+    cut, (x0, y0, *_) = tight
     doubled = np.pad(cut.astype(np.uint8).repeat(2, axis=0).repeat(2, axis=1), 2)
     # OpenCV follows the middles of pixels; in the doubled mask the half pixel it is on tells which edge is next to it
     contours = [(contour - 2 + (contour & 1)) // 2 for contour in
@@ -129,7 +129,7 @@ def mask_to_polygon(mask: np.ndarray) -> np.ndarray:
     order = areas.argsort(kind="stable")
     order = order[areas[order].cumsum() > _SPECKS * np.count_nonzero(cut)][:-_MAX_RINGS - 1:-1]
     for tolerance in (1.0, 0.72, 0.0):  # 0.72 makes stairs straight
-        rings = [cv2.approxPolyDP(contours[place], tolerance, True)[:, 0] for place in order]
+        rings = [cv2.approxPolyDP(contours[index], tolerance, True)[:, 0] for index in order]
         polygon = _joined([ring for ring in rings if len(ring) >= 3])
         if len(polygon) and _covers(polygon, cut):
             break
@@ -139,7 +139,7 @@ def mask_to_polygon(mask: np.ndarray) -> np.ndarray:
 def _covers(polygon: np.ndarray, mask: np.ndarray) -> bool:
     try:
         drawn = polygons_to_mask([polygon], mask.shape[::-1])
-    except ValueError:  # noise, no object
+    except ValueError:  # noise, not an object
         return False
     if drawn is None:
         return False
@@ -148,7 +148,7 @@ def _covers(polygon: np.ndarray, mask: np.ndarray) -> bool:
 
 
 def _joined(rings: Sequence[np.ndarray]) -> np.ndarray:
-    """Rings, (N, 2) each, as one: each hangs on those before it by a seam between vertices close to one another."""
+    """Rings, (N, 2) each, as one: a seam between two close vertices connects each ring to those before it."""
     joined = np.concatenate([*rings[:1], np.zeros((0, 2))])
     for ring in rings[1:]:
         there = _nearest(joined, ring[0])
@@ -173,7 +173,7 @@ def mask_to_xyxy(mask: np.ndarray) -> Box | None:
 
 
 def tighten(mask: np.ndarray, origin_xy: tuple[int, int] = (0, 0)) -> tuple[np.ndarray, Box] | None:
-    """Cut a mask whose corner lies at `origin_xy` down to its foreground: (mask, box in the picture); None if empty."""
+    """Cut a mask whose corner lies at `origin_xy` down to its foreground: (mask, box in the image); None if empty."""
     box = mask_to_xyxy(mask)
     if box is None:
         return None
@@ -182,18 +182,18 @@ def tighten(mask: np.ndarray, origin_xy: tuple[int, int] = (0, 0)) -> tuple[np.n
 
 
 def pad_box(xyxy: Box, padding: float, resolution_wh: tuple[int, int]) -> Box:
-    """Widen a box on every side by `padding` times its width or height, rounded up, clipped to the picture."""
+    """Widen a box on every side by `padding` times its width or height, rounded up, clipped to the image."""
     x0, y0, x1, y1 = xyxy
-    # an exact product such as 0.1 * 30 comes out a hair above the whole number
+    # a product such as 0.1 * 30 lies a hair above the whole number
     dx = int(np.ceil(min(padding * (x1 - x0) - 1e-9, resolution_wh[0])))
     dy = int(np.ceil(min(padding * (y1 - y0) - 1e-9, resolution_wh[1])))
     return clip_box((x0 - dx, y0 - dy, x1 + dx, y1 + dy), resolution_wh)
 
 
 def square_box(xyxy: Box, resolution_wh: tuple[int, int]) -> Box:
-    """Widen a box that lies in the picture to a square, on both sides of it as far as the picture goes.
+    """Widen a box that lies in the image to a square, evenly on both sides as far as the image reaches.
 
-    No square only where the picture is narrower than the box is long: then it reaches from border to border.
+    The result is not square only where the image is narrower than the box is long: then it spans the whole image.
     """
     x0, y0, x1, y1 = xyxy
     spans = []
@@ -206,10 +206,11 @@ def square_box(xyxy: Box, resolution_wh: tuple[int, int]) -> Box:
 
 
 def tile_grid(resolution_wh: tuple[int, int], size: int) -> list[tuple[Box, Box]]:
-    """Tiles of `size` pixels a side that cover a picture, row by row, and the core of each: (tile, core).
+    """Tiles of `size` pixels a side that cover an image, row by row, and the core of each: (tile, core).
 
-    Tiles are spread evenly and share a quarter of their side or more with the next; cores part the picture among
-    them, their borders halfway in what two tiles share. A picture shorter than `size` has one tile, as short.
+    Tiles are spread evenly, and neighbours overlap by a quarter of their side or more. The cores divide the image
+    without overlap, their borders in the middle of the tiles' overlaps. An image shorter than `size` has one tile,
+    as short.
     """
     (columns, rows) = (_tile_spans(length, size) for length in resolution_wh)
     return [((x0, y0, x1, y1), (left, top, right, bottom))
@@ -225,10 +226,10 @@ def _tile_spans(length: int, size: int) -> list[tuple[tuple[int, int], tuple[int
 
 def cut_into_tiles(mask: np.ndarray, xyxy: Box, grid: Sequence[tuple[Box, Box]], min_size: int
                    ) -> list[tuple[np.ndarray, Box, Box]]:
-    """Share a mask that fills the box `xyxy` out among the tiles of `tile_grid`: (piece, its tight box, tile) each.
+    """Distribute a mask that fills the box `xyxy` over the tiles of `tile_grid`: (piece, its tight box, tile) each.
 
-    Where tiles hold all of it, the one that has it nearest to its middle gets it, uncut. Else every tile that has
-    `min_size` pixels of it or more in its core, in width or in height, gets a piece: all of it that the tile shows.
+    Where tiles hold all of it, the one whose middle is nearest gets it, uncut. Otherwise every tile whose core has
+    `min_size` pixels of it or more, in width or in height, gets a piece: all of it that the tile shows.
     """
     x0, y0, x1, y1 = xyxy
     holding = [tile for tile, _ in grid if tile[0] <= x0 and tile[1] <= y0 and x1 <= tile[2] and y1 <= tile[3]]
@@ -238,14 +239,14 @@ def cut_into_tiles(mask: np.ndarray, xyxy: Box, grid: Sequence[tuple[Box, Box]],
         return [(mask, xyxy, holding[off_middle.index(min(off_middle))])]
     pieces = []
     for tile, core in grid:
-        own = _part_in(mask, xyxy, core)
-        if own is not None and longer_side(own[1]) >= min_size:
+        in_core = _part_in(mask, xyxy, core)
+        if in_core is not None and longer_side(in_core[1]) >= min_size:
             pieces.append((*_part_in(mask, xyxy, tile), tile))
     return pieces
 
 
 def _part_in(mask: np.ndarray, xyxy: Box, window: Box) -> tuple[np.ndarray, Box] | None:
-    """What of a mask that fills `xyxy` lies in `window`: (mask, its tight box); None where nothing."""
+    """The part in `window` of a mask that fills `xyxy`: (mask, its tight box); None where there is none."""
     x0, y0 = max(xyxy[0], window[0]), max(xyxy[1], window[1])
     x1, y1 = min(xyxy[2], window[2]), min(xyxy[3], window[3])
     if x0 >= x1 or y0 >= y1:
@@ -258,14 +259,14 @@ def longer_side(xyxy: Box) -> int:
 
 
 def clip_box(xyxy: Box, resolution_wh: tuple[int, int]) -> Box:
-    """The part of a box inside the picture; empty boxes stay empty."""
+    """The part of a box inside the image; empty boxes stay empty."""
     width, height = resolution_wh
     x0, y0, x1, y1 = xyxy
     return (min(max(x0, 0), width), min(max(y0, 0), height), min(max(x1, 0), width), min(max(y1, 0), height))
 
 
 def same_aspect(first_wh: tuple[float, float], second_wh: tuple[float, float]) -> bool:
-    """Is one size the other one scaled, to 1 % or a pixel of rounding?"""
+    """Is one size the other one scaled, to within 1 % or a pixel of rounding?"""
     (w1, h1), (w2, h2) = sorted((first_wh, second_wh))
     return abs(w2 * h1 / h2 - w1) <= max(1.0, 0.01 * w1)
 

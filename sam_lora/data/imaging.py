@@ -1,6 +1,6 @@
 """Any image file -> upright 8-bit RGB; masks; atomic PNG and JPEG writing.
 
-What a file is, its content says, not its suffix. Paths may hold any character.
+A file's content says what it is, not its suffix. Paths may hold any character.
 """
 
 import os
@@ -30,7 +30,7 @@ MASK_PNG = (cv2.IMWRITE_PNG_COMPRESSION, 1, cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_
 
 
 class ImageError(UserError):
-    """The file is no image, or a broken one. `reason` is the message without the path."""
+    """The file is not an image, or a broken one. `reason` is the message without the path."""
 
     def __init__(self, path: str | Path, reason: str):
         super().__init__(f"{path}: {reason}")
@@ -43,57 +43,57 @@ class ImageError(UserError):
 # ---- reading ----------------------------------------------------------------------------------------------
 
 def load_image(path: str | Path, upright: bool = True, notes: Counter | None = None) -> np.ndarray:
-    """(H, W, 3) uint8 RGB, turned as its EXIF orientation says unless `upright` is off (a TIFF is always upright).
+    """(H, W, 3) uint8 RGB, rotated as its EXIF orientation says unless `upright` is off (a TIFF is always upright).
 
-    First page or frame only, which is counted in `notes`.
-    Deeper than 8 bits: the 0.1 to 99.9 percentile range is stretched to 0..255. Transparency: laid on white.
+    Only the first page or frame is read; that there are more is counted in `notes`. Deeper than 8 bits: the 0.1 to 99.9
+    percentile range is stretched to 0..255. Transparency: composited on white.
     Raises ImageError.
     """
     if (pixels := _float_colour(path)) is not None:
         return _to_8_bit(pixels)
-    with _opened(path) as picture:
-        plain = _plain_jpeg(path, picture, upright)
+    with _opened(path) as image:
+        plain = _plain_jpeg(path, image, upright)
         if plain is not None:
             return plain
-        deep = _deep(picture)
-        picture.load()
+        deep = _deep(image)
+        image.load()
         if deep:
-            shallow = Image.fromarray(_to_8_bit(_deep_pixels(path, picture)))
+            shallow = Image.fromarray(_to_8_bit(_deep_pixels(path, image)))
         else:
-            shallow = picture
+            shallow = image
         if "transparency" in shallow.info or shallow.mode in ("RGBA", "LA", "PA", "RGBa", "La"):
             shallow = shallow.convert("RGBA")
             shallow = Image.alpha_composite(Image.new("RGBA", shallow.size, "white"), shallow)
         shallow = shallow if shallow.mode == "RGB" else shallow.convert("RGB")
-        if notes is not None and _has_more_pages(picture):
+        if notes is not None and _has_more_pages(image):
             notes[FIRST_PAGE] += 1
-        return np.array(_turned(shallow, _orientation(picture)) if upright else shallow)
+        return np.array(_turned(shallow, _orientation(image)) if upright else shallow)
 
 
 def load_mask(path: str | Path) -> np.ndarray:
     """(H, W) bool, True where brighter than half the file's brightest value: 0/1, 0/255 and 0/65535 all work.
 
-    A palette image counts by palette index. Turned as `load_image` turns. Raises ImageError.
+    Of a palette image the palette indices count. Rotated as `load_image` does. Raises ImageError.
     """
-    with _opened(path) as picture:
-        deep = _deep(picture)
-        picture.load()
+    with _opened(path) as image:
+        deep = _deep(image)
+        image.load()
         if deep:
-            values = _deep_pixels(path, picture)
+            values = _deep_pixels(path, image)
             values = values if values.ndim == 2 else values.max(axis=2)
         else:
-            values = np.array(picture if picture.mode == "P" else picture.convert("L"))
+            values = np.array(image if image.mode == "P" else image.convert("L"))
         mask = Image.fromarray(values > values.max() / 2)
-        return np.array(_turned(mask, _orientation(picture)))
+        return np.array(_turned(mask, _orientation(image)))
 
 
 def image_size(path: str | Path, upright: bool = True) -> tuple[int, int]:
     """(width, height) from the file's header, no pixel decoded; as `load_image` would return it. Raises ImageError."""
     if (pixels := _float_colour(path)) is not None:
         return pixels.shape[1], pixels.shape[0]
-    with _opened(path) as picture:
-        width, height = picture.size
-        sideways = upright and _may_be_turned(path, picture) and _orientation(picture) in (5, 6, 7, 8)
+    with _opened(path) as image:
+        width, height = image.size
+        sideways = upright and _may_be_turned(path, image) and _orientation(image) in (5, 6, 7, 8)
     return (height, width) if sideways else (width, height)
 
 
@@ -102,9 +102,9 @@ def _opened(path: str | Path):
     """Image.open whose every failure, while decoding too, is an ImageError."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # damaged metadata, very large pictures: not the user's concern
-            with Image.open(path) as picture:
-                yield picture
+            warnings.simplefilter("ignore")  # damaged metadata, very large images: not the user's concern
+            with Image.open(path) as image:
+                yield image
     except FileNotFoundError as error:
         raise ImageError(path, "no such file") from error
     except IsADirectoryError as error:
@@ -123,18 +123,18 @@ def _opened(path: str | Path):
                          ) from error
 
 
-def _orientation(picture: Image.Image) -> int:
-    if picture.format == "TIFF":  # Pillow itself turns a TIFF, its size included
+def _orientation(image: Image.Image) -> int:
+    if image.format == "TIFF":  # Pillow itself rotates a TIFF, its size included
         return 1
     try:
-        return picture.getexif().get(EXIF_ORIENTATION, 1)
+        return image.getexif().get(EXIF_ORIENTATION, 1)
     except (OSError, SyntaxError, ValueError, KeyError, TypeError, struct.error):  # a damaged EXIF block says nothing
         return 1
 
 
-def _may_be_turned(path: str | Path, picture: Image.Image) -> bool:
-    """False for a PNG that holds no words but pixels: Pillow would decode all of it to look for EXIF at its end."""
-    if picture.format != "PNG":
+def _may_be_turned(path: str | Path, image: Image.Image) -> bool:
+    """False for a PNG without metadata, of which Pillow would decode everything to look for EXIF at its end."""
+    if image.format != "PNG":
         return True
     with Path(path).open("rb") as file:
         file.seek(8)
@@ -146,57 +146,57 @@ def _may_be_turned(path: str | Path, picture: Image.Image) -> bool:
     return False
 
 
-def _has_more_pages(picture: Image.Image) -> bool:
+def _has_more_pages(image: Image.Image) -> bool:
     try:
-        return picture.format != "MPO" and getattr(picture, "n_frames", 1) > 1  # phones add a preview to a photo
+        return image.format != "MPO" and getattr(image, "n_frames", 1) > 1  # phones add a preview to a photo
     except (OSError, SyntaxError, ValueError, KeyError, TypeError, EOFError, struct.error):
         return False
 
 
-def _turned(picture: Image.Image, orientation: int) -> Image.Image:
+def _turned(image: Image.Image, orientation: int) -> Image.Image:
     method = {2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
               5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
               8: Image.Transpose.ROTATE_90}.get(orientation)
-    return picture if method is None else picture.transpose(method)
+    return image if method is None else image.transpose(method)
 
 
-def _plain_jpeg(path: str | Path, picture: Image.Image, upright: bool) -> np.ndarray | None:
-    """A whole JPEG that needs no turn, by OpenCV: the same pixels as Pillow's, bit for bit, in a third of the time.
+def _plain_jpeg(path: str | Path, image: Image.Image, upright: bool) -> np.ndarray | None:
+    """A whole JPEG that needs no rotation, by OpenCV: the same pixels as Pillow's, bit for bit, in a third of the time.
 
-    None for any other file; Pillow, which tells a file that was cut off, has the word then.
+    None for any other file; then Pillow decides, which notices a truncated file.
     """
-    if picture.format != "JPEG" or picture.mode not in ("RGB", "L") or (upright and _orientation(picture) != 1):
+    if image.format != "JPEG" or image.mode not in ("RGB", "L") or (upright and _orientation(image) != 1):
         return None
     data = Path(path).read_bytes()
     if not data.endswith(b"\xff\xd9"):
         return None
     pixels = cv2.imdecode(np.frombuffer(data, dtype=np.uint8), cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
-    return pixels if pixels is not None and pixels.shape[1::-1] == picture.size else None
+    return pixels if pixels is not None and pixels.shape[1::-1] == image.size else None
 
 
-def _deep(picture: Image.Image) -> bool:
-    """More than 8 bits a channel? Pillow opens deep colour PNGs as plain RGB and cuts the low bits off."""
-    if picture.mode in ("I", "F") or picture.mode.startswith("I;16"):
+def _deep(image: Image.Image) -> bool:
+    """Does it have more than 8 bits a channel? Pillow opens deep colour PNGs as plain RGB and drops the low bits."""
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
         return True
-    if picture.format == "TIFF":
-        return int(np.max(picture.tag_v2.get(TIFF_BITS_PER_SAMPLE, 8))) > 8
-    return any(";16" in str(tile[3]) for tile in picture.tile)
+    if image.format == "TIFF":
+        return int(np.max(image.tag_v2.get(TIFF_BITS_PER_SAMPLE, 8))) > 8
+    return any(";16" in str(tile[3]) for tile in image.tile)
 
 
-def _deep_pixels(path: str | Path, picture: Image.Image) -> np.ndarray:
-    """(H, W) or (H, W, 3) of the file's own dtype, RGB, as stored (no EXIF turn, but a TIFF is turned)."""
-    grey = picture.mode in ("I", "F") or picture.mode.startswith("I;16")
-    if grey and picture.format != "TIFF":
-        return np.array(picture)
-    # OpenCV keeps deep colour, and turns a deep TIFF right where Pillow 13 scrambles it
+def _deep_pixels(path: str | Path, image: Image.Image) -> np.ndarray:
+    """(H, W) or (H, W, 3) of the file's own dtype, RGB, as stored (not rotated by EXIF, except a TIFF)."""
+    grey = image.mode in ("I", "F") or image.mode.startswith("I;16")
+    if grey and image.format != "TIFF":
+        return np.array(image)
+    # OpenCV keeps deep colour, and rotates a deep TIFF correctly where Pillow 13 scrambles it
     pixels = cv2.imdecode(np.fromfile(path, dtype=np.uint8), cv2.IMREAD_UNCHANGED)
     if pixels is None:
-        return np.array(picture)
+        return np.array(image)
     return pixels if pixels.ndim == 2 else pixels[:, :, 2::-1]
 
 
 def _float_colour(path: str | Path) -> np.ndarray | None:
-    """The (H, W, 3) RGB floats of a TIFF of that kind, which Pillow cannot open; None for any other file."""
+    """(H, W, 3) RGB of a TIFF of floats, which Pillow cannot open; None for any other file."""
     try:
         with Path(path).open("rb") as file:
             header = file.read(8)

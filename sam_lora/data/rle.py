@@ -13,9 +13,9 @@ _MAX_PIXELS = 2**28
 
 
 def rle_to_mask(rle: dict) -> np.ndarray:
-    """A COCO RLE, `counts` a list of numbers or the compressed text, -> mask (H, W) bool of its own `size`.
+    """A COCO RLE -> mask (H, W) bool of its own `size`.
 
-    Raises ValueError, its text the reason, for anything pycocotools would crash on or decode to garbage.
+    Raises ValueError, its text the reason, for anything that pycocotools would crash on or decode to garbage.
     """
     from pycocotools import mask as coco_mask
     height, width = rle_size(rle)
@@ -40,7 +40,7 @@ def rle_to_mask(rle: dict) -> np.ndarray:
 
 
 def rle_size(rle: dict) -> tuple[int, int]:
-    """(height, width) as an RLE claims. Raises ValueError, its text the reason."""
+    """(height, width) as the RLE states it. Raises ValueError, its text the reason."""
     size = rle.get("size")
     if not (isinstance(size, list | tuple) and len(size) == 2 and all(map(_is_count, size)) and min(size) > 0):
         raise ValueError("RLE without a size of two whole numbers")
@@ -53,8 +53,8 @@ def rle_size(rle: dict) -> tuple[int, int]:
 def rle_runs(encoded: bytes) -> list[int]:
     """The run lengths in COCO's compressed RLE text. Raises ValueError where it is damaged.
 
-    Six bits a character from "0" on: five of the number, lowest first, and whether it goes on; signed; from the
-    fourth number on the difference to the number before the last.
+    Each character holds six bits, counted from "0": five bits of the number, lowest first, and one that says whether
+    the number goes on. Numbers are signed; from the fourth on they are differences to the number before the last.
     """
     runs: list[int] = []
     value = shift = 0

@@ -100,24 +100,24 @@ def split_rows(table: "pd.DataFrame", fractions: Sequence[float], seed: int, res
                ) -> tuple["pd.DataFrame", list[str]]:
     """Add the column `split` to what `place_points` gave -> (table, what happened, in words)."""
     groups, class_ids = table["group"].tolist(), table["class_id"].tolist()
-    own = table["source_split"].tolist()
+    given = table["source_split"].tolist()
     if resplit:
         split = splits.random_split(groups, class_ids, fractions, seed)
-        notes = ["split anew" + (", the data set's own split put aside" if any(own) else "")]
+        notes = ["split from scratch" + (", the data set's own split is not used" if any(given) else "")]
     else:
-        split, notes = splits.complete_split(own, groups, class_ids, fractions, seed)
+        split, notes = splits.complete_split(given, groups, class_ids, fractions, seed)
     table = table.assign(**{contracts.SPLIT_COLUMN: split})
     leak = splits.find_leak(groups, split)
-    notes.append(f"source images in more than one split: {len(leak.groups)} of {len(set(groups))} "
-                 "(copies of one photo count once)")
+    notes.append(f"photos in more than one split: {len(leak.groups)} of {len(set(groups))} "
+                 "(copies of a photo count once)")
     if leak.groups:
-        spoilt = ", ".join(f"{count} of {split.count(side)} {side} rows" for side, count in leak.rows.items() if count)
-        notes.append(f"warning: the data set's own split leaks: {spoilt} come from photos that another split has too "
-                     f"(e.g. {leak.groups[0]}), so scores on them flatter; --resplit puts each photo on one side")
+        rows = ", ".join(f"{count} of {split.count(side)} {side} rows" for side, count in leak.rows.items() if count)
+        notes.append(f"warning: the data set's own split leaks: {rows} come from photos that are in another split too "
+                     f"(e.g. {leak.groups[0]}), so their scores are too high; --resplit puts each photo in one split")
     return table, notes
 
 
-# ---- telling and writing ----------------------------------------------------------------------------------
+# ---- reporting and writing --------------------------------------------------------------------------------
 
 def summary(table: "pd.DataFrame", folders: ClassFolders, skipped: Sequence[Skipped]) -> str:
     """Rows for each class and split, classes without an instance, and what was skipped by reason, as text."""
@@ -128,7 +128,7 @@ def summary(table: "pd.DataFrame", folders: ClassFolders, skipped: Sequence[Skip
         numbers = [count[(*key, side)] for side in contracts.SPLITS]
         lines.append((f"{key[0]} {key[1]}", *map(str, numbers), str(sum(numbers))))
     by_split = table.groupby(contracts.SPLIT_COLUMN)
-    for label, numbers in (("rows", by_split.size()), ("source images", by_split["group"].nunique())):
+    for label, numbers in (("rows", by_split.size()), ("photos", by_split["group"].nunique())):
         lines.append((label, *(str(numbers.get(side, 0)) for side in contracts.SPLITS),
                       str(len(table) if label == "rows" else table["group"].nunique())))
     width = max(len(line[0]) for line in lines)
@@ -145,8 +145,8 @@ def summary(table: "pd.DataFrame", folders: ClassFolders, skipped: Sequence[Skip
 def write(table: "pd.DataFrame", paths: Sequence[Path]) -> list[str]:
     """Write the tables named by `paths` -> what was written, in words.
 
-    output.csv takes all rows and their split, {split}.csv the rows of one. A split without rows gets no file, and an
-    old file of that name goes, so that no later step takes it for one of these.
+    output.csv holds all rows and their split, {split}.csv the rows of one. A split without rows gets no file, and an
+    old file of that name is removed, so that no later step takes it for one of these.
     """
     columns = [*contracts.SPLIT_COLUMNS, contracts.SOURCE_COLUMN]
     tables, empty = {}, []

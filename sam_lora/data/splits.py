@@ -1,7 +1,7 @@
-"""Seeded train/val/test by source image, stratified by class; the data set's own split; leaks between splits.
+"""Seeded train/val/test by photo, stratified by class; the data set's own split; leaks between splits.
 
-Rows (one per object) are given as parallel lists: `groups` names what must stay on one side, `class_ids` what is to be
-spread evenly. Nothing here depends on the order of the rows.
+Rows (one per object) are given as parallel lists: `groups` names what must stay on one side (`photo_groups`),
+`class_ids` what is to be spread evenly. Nothing here depends on the order of the rows.
 """
 
 from collections import Counter
@@ -12,8 +12,8 @@ import numpy as np
 
 from sam_lora.contracts import SPLITS
 
-# Where groups are few: train first, then test, since without a test row there is no score, while training copes
-# without validation.
+# Which split is filled first where groups are few: train, then test, since without a test row there is no score, while
+# training can do without validation.
 PRIORITY = (0, 2, 1)
 
 
@@ -25,11 +25,11 @@ class Leak(NamedTuple):
 
 def random_split(groups: Sequence[str], class_ids: Sequence[Hashable], fractions: Sequence[float], seed: int
                  ) -> list[str]:
-    """One of train, val, test for each row; whole groups only, each class as near to `fractions` as they allow.
+    """train, val or test for each row; whole groups only, each class as near to `fractions` as they allow.
 
-    A class with at least as many groups as there are splits (of a fraction above zero) comes into each of them, as
-    far as groups with several classes allow that for all classes at once; with fewer, train goes first, then test,
-    but for one class that fills val where no class has groups for all three.
+    A class with at least as many groups as there are splits (of a fraction above zero) is in each of them, as far as
+    groups with several classes allow that for all classes at once; with fewer groups, train comes first, then test,
+    except that one class fills val where no class has groups for all three.
     """
     if not len(groups):
         return []
@@ -44,61 +44,61 @@ def random_split(groups: Sequence[str], class_ids: Sequence[Hashable], fractions
     return [SPLITS[split] for split in split_of_group[row_group]]
 
 
-def complete_split(own: Sequence[str], groups: Sequence[str], class_ids: Sequence[Hashable],
+def complete_split(given: Sequence[str], groups: Sequence[str], class_ids: Sequence[Hashable],
                    fractions: Sequence[float], seed: int) -> tuple[list[str], list[str]]:
-    """Keep the data set's own split; carve what it lacks from train by group -> (split of each row, notes in words).
+    """Keep the data set's own split; take what it lacks from train, by group -> (split of each row, notes in words).
 
-    `own`: train, val, test or "" for each row. Rows without one go where their group is, else by `fractions`. A
-    data set without a split, or without train, is split anew.
+    `given`: train, val, test or "" for each row. Rows without one join the rest of their group, else are split by
+    `fractions`. A data set without a split, or without train, is split from scratch.
     """
-    found = Counter(side for side in own if side)
-    has = ", ".join(f"{side} {found[side]}" for side in SPLITS if found[side])
-    if "train" not in found:
-        why = f"the data set's own split has no train ({has})" if found else "the data set has no split of its own"
-        return random_split(groups, class_ids, fractions, seed), [f"{why}; split anew by source image"]
-    split, notes = list(own), [f"the data set's own split is kept ({has}); --resplit makes a new one"]
+    rows_given = Counter(side for side in given if side)
+    counted = ", ".join(f"{side} {rows_given[side]}" for side in SPLITS if rows_given[side])
+    if "train" not in rows_given:
+        why = f"the data set's own split has no train ({counted})" if rows_given else "the data set has no split"
+        return random_split(groups, class_ids, fractions, seed), [f"{why}; split by photo from scratch"]
+    split, notes = list(given), [f"the data set's own split is kept ({counted}); --resplit makes a new one"]
 
-    def spread(rows: Sequence[int], shares: Sequence[float]) -> None:
-        sides = random_split([groups[row] for row in rows], [class_ids[row] for row in rows], shares, seed)
+    def spread(rows: Sequence[int], fractions: Sequence[float]) -> None:
+        sides = random_split([groups[row] for row in rows], [class_ids[row] for row in rows], fractions, seed)
         for row, side in zip(rows, sides):
             split[row] = side
 
-    home = {group: side for wanted in reversed(SPLITS) for group, side in zip(groups, own) if side == wanted}
-    unknown = [row for row, side in enumerate(own) if not side]
+    home = {group: side for wanted in reversed(SPLITS) for group, side in zip(groups, given) if side == wanted}
+    unknown = [row for row, side in enumerate(given) if not side]
     for row in unknown:
         split[row] = home.get(groups[row], "")
     spread([row for row in unknown if not split[row]], fractions)
     if unknown:
-        notes.append(f"{len(unknown)} rows that it does not know were added to it by source image")
+        notes.append(f"{len(unknown)} rows that are not in it were added to it by photo")
 
-    missing = [side for side, fraction in zip(SPLITS, fractions) if fraction > 0 and side not in found]
+    missing = [side for side, fraction in zip(SPLITS, fractions) if fraction > 0 and side not in rows_given]
     if missing:
         open_sides = ("train", *missing)
         closed = {group for group, side in zip(groups, split) if side not in open_sides}  # leaks: not to a third side
         spread([row for row, side in enumerate(split) if side in open_sides and groups[row] not in closed],
                [fraction if side in open_sides else 0 for side, fraction in zip(SPLITS, fractions)])
         taken = " and ".join(f"{split.count(side)} for {side}" for side in missing)
-        notes.append(f"it has no {' and no '.join(missing)}: rows taken from train by source image: {taken}"
-                     + ("" if all(split.count(side) for side in missing) else "; train has too few source images"))
+        notes.append(f"it has no {' and no '.join(missing)}: rows taken from train by photo: {taken}"
+                     + ("" if all(split.count(side) for side in missing) else "; train has too few photos"))
     return split, notes
 
 
 def find_leak(groups: Sequence[str], split: Sequence[str]) -> Leak:
-    """Groups on more than one side, and how many val and test rows they spoil."""
+    """Groups on more than one side, and how many val and test rows they affect."""
     sides: dict[str, set[str]] = {}
     for group, side in zip(groups, split):
         sides.setdefault(group, set()).add(side)
     rows = {"val": sum(side == "val" and "train" in sides[group] for group, side in zip(groups, split)),
             "test": sum(side == "test" and len(sides[group]) > 1 for group, side in zip(groups, split))}
-    return Leak(sorted(group for group, found in sides.items() if len(found) > 1), rows)
+    return Leak(sorted(group for group, its_sides in sides.items() if len(its_sides) > 1), rows)
 
 
 def _assign(counts: np.ndarray, fractions: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """(G, C) rows of each class in each group -> (G,) index of the split.
 
     Greedy in random order, then single moves that lower the cost most until none does. The cost is the squared
-    deviation of each class's share, plus that of all rows together (as heavy as all classes), plus a large penalty for
-    each class that is missing where it has groups enough.
+    deviation of each class's fraction, plus that of all rows together (as heavy as all classes), plus a large penalty
+    for each class that is missing from a split although it has enough groups.
     """
     active = [split for split in PRIORITY if fractions[split] > 0]
     counts = np.column_stack([counts, counts.sum(axis=1)])
@@ -109,9 +109,9 @@ def _assign(counts: np.ndarray, fractions: np.ndarray, rng: np.random.Generator)
     groups_of_class = (counts > 0).sum(axis=0)
     for rank, split in enumerate(active):
         penalty[split] = np.where(groups_of_class > rank, 1e3, 0)
-    penalty[0] *= 10       # a class that is not trained on is worth neither validation nor test,
-    penalty[:, -1] *= 2    # a table without a row is worse than a class that one table lacks,
-    penalty[0, -1] = 1e6   # and a train table there must be
+    penalty[0] *= 10       # there is no point in validating or testing a class that is not trained;
+    penalty[:, -1] *= 2    # an empty table is worse than a class that one table lacks;
+    penalty[0, -1] = 1e6   # and train must not be empty
 
     def cost(held: np.ndarray, split: int) -> np.ndarray:
         """(…, C) rows held by `split` -> (…,)."""

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from class_folder_builder import OTHER_OUTPUT, convert, files_in, large_photo, photo, rectangle
+from class_folder_builder import convert, large_photo, photo, rectangle
+from data_set_builder import OTHER_OUTPUT, files_in
 from pycocotools import mask as coco_mask
 
 from sam_lora import contracts

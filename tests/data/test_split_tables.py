@@ -86,13 +86,13 @@ def test_a_leak_in_the_own_split_is_reported_and_resplit_ends_it(tmp_path):
     kept, notes = split_rows(table, (0.8, 0.0, 0.2), 0, resplit=False)
     assert kept["split"].value_counts().to_dict() == {"train": 10, "test": 5}
     assert notes[-2:] == [
-        "source images in more than one split: 5 of 10 (copies of one photo count once)",
-        "warning: the data set's own split leaks: 5 of 5 test rows come from photos that another split has too "
-        "(e.g. p0), so scores on them flatter; --resplit puts each photo on one side"]
+        "photos in more than one split: 5 of 10 (copies of a photo count once)",
+        "warning: the data set's own split leaks: 5 of 5 test rows come from photos that are in another split too "
+        "(e.g. p0), so their scores are too high; --resplit puts each photo in one split"]
     anew, notes = split_rows(table, (0.8, 0.0, 0.2), 0, resplit=True)
     assert (anew.groupby("group")["split"].nunique() == 1).all()
-    assert notes == ["split anew, the data set's own split put aside",
-                     "source images in more than one split: 0 of 10 (copies of one photo count once)"]
+    assert notes == ["split from scratch, the data set's own split is not used",
+                     "photos in more than one split: 0 of 10 (copies of a photo count once)"]
 
 
 def test_summary(tmp_path):
@@ -106,11 +106,11 @@ def test_summary(tmp_path):
     table, skipped = place_points(folders, centre_and_opposite_points, 0)
     table, _ = split_rows(table, (0.6, 0.2, 0.2), 0, resplit=False)
     assert summary(table, folders, skipped).splitlines() == [
-        "class           train     val    test     all",
-        "2 a                 2       2       2       6",
-        "10 b b              1       0       0       1",
-        "rows                3       2       2       7",
-        "source images       1       1       1       3",
+        "class    train     val    test     all",
+        "2 a          2       2       2       6",
+        "10 b b       1       0       0       1",
+        "rows         3       2       2       7",
+        "photos       1       1       1       3",
         "classes without an instance, skipped: c",
         f"skipped 1: not an image file by its name: {root.as_posix()}/Class_a/masks/odd.txt"]
 

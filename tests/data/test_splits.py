@@ -127,11 +127,11 @@ def test_own_split_is_kept():
 
 @pytest.mark.parametrize(("own", "count", "note"), [
     pytest.param(["train"] * 16 + ["val"] * 4, {"train": 12, "val": 4, "test": 4},
-                 "it has no test: rows taken from train by source image: 4 for test", id="no test"),
+                 "it has no test: rows taken from train by photo: 4 for test", id="no test"),
     pytest.param(["train"] * 16 + ["test"] * 4, {"train": 12, "val": 4, "test": 4},
-                 "it has no val: rows taken from train by source image: 4 for val", id="no val"),
+                 "it has no val: rows taken from train by photo: 4 for val", id="no val"),
     pytest.param(["train"] * 20, {"train": 12, "val": 4, "test": 4},
-                 "it has no val and no test: rows taken from train by source image: 4 for val and 4 for test",
+                 "it has no val and no test: rows taken from train by photo: 4 for val and 4 for test",
                  id="train only"),
 ])
 def test_what_the_own_split_lacks_comes_from_train(own, count, note):
@@ -141,17 +141,17 @@ def test_what_the_own_split_lacks_comes_from_train(own, count, note):
     assert notes[1:] == [note]
 
 
-def test_what_a_fraction_of_zero_lacks_is_not_carved():
+def test_nothing_is_taken_from_train_for_a_fraction_of_zero():
     own = ["train"] * 16 + ["test"] * 4
     assert complete_split(own, GROUPS, CLASSES, (0.8, 0, 0.2), 0)[0] == own
 
 
 @pytest.mark.parametrize(("own", "note"), [
-    pytest.param([""] * 20, "the data set has no split of its own; split anew by source image", id="none"),
+    pytest.param([""] * 20, "the data set has no split; split by photo from scratch", id="none"),
     pytest.param(["val"] * 10 + ["test"] * 10, "the data set's own split has no train (val 10, test 10); "
-                 "split anew by source image", id="no train"),
+                 "split by photo from scratch", id="no train"),
 ])
-def test_without_a_train_all_is_split_anew(own, note):
+def test_without_train_all_is_split_from_scratch(own, note):
     split, notes = complete_split(own, GROUPS, CLASSES, FRACTIONS, 3)
     assert split == random_split(GROUPS, CLASSES, FRACTIONS, 3)
     assert notes == [note]
@@ -163,7 +163,7 @@ def test_rows_without_a_split_go_where_their_photo_is():
     split, notes = complete_split(own, groups, [*CLASSES, *[0] * 12], FRACTIONS, 0)
     assert split[:22] == [*own[:20], "val", "test"]
     assert Counter(split[22:]) == {"train": 6, "val": 2, "test": 2}
-    assert notes[1:] == ["12 rows that it does not know were added to it by source image"]
+    assert notes[1:] == ["12 rows that are not in it were added to it by photo"]
 
 
 def test_a_leak_is_kept_but_never_taken_to_a_third_split():

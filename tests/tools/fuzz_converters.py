@@ -1,6 +1,6 @@
-"""Mutation fuzzer of both converters: damaged annotation files, class lists and pictures.
+"""Mutation fuzzer of both converters: damaged annotation files, class lists and photos.
 
-    python tests/fuzz_converters.py --count 10000 --seed 0
+    python tests/tools/fuzz_converters.py --count 10000 --seed 0
 
 Each case is a small data set, one or several of its files damaged, converted in a process that is watched from
 outside. Prints the outcomes by kind; exit code 1 if any case broke a promise:
@@ -35,7 +35,7 @@ import numpy as np
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import process_coco_dataset
 import process_yolo_to_classwise
@@ -43,6 +43,7 @@ from sam_lora import cli
 
 WIDTH, HEIGHT = 40, 24
 CASE_SECONDS, CASE_BYTES = 20, 4 * 2**30
+PROCESS_SECONDS = 600   # far more than CASES_A_PROCESS cases take on a busy machine: for a hang that no alarm ends
 CASES_A_PROCESS = 200
 TABLES = {"instances.csv", "classes.json", "conversion_report.csv", "preview.jpg"}
 
@@ -53,6 +54,8 @@ def get_args_parser() -> argparse.ArgumentParser:
     parser.add_argument("--first", type=int, default=0, help="number of the first case")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--processes", type=int, default=2, help="at a time")
+    parser.add_argument("--work_dir", metavar="DIR", help="folder below which the cases run and vanish; default: the "
+                                                          "system's for temporary files")
     parser.add_argument("--keep", metavar="DIR", help="run in this process and keep the last case's files there")
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     return parser
@@ -181,8 +184,8 @@ def mutated_yaml(content: dict, random: np.random.Generator, outside: str) -> by
 
 # ---- data sets --------------------------------------------------------------------------------------------
 
-def pictures() -> dict[str, bytes]:
-    """{name: file content} of pictures of many kinds, most of them 40 x 24."""
+def photos() -> dict[str, bytes]:
+    """{name: file content} of photos of many kinds, most of them 40 x 24."""
     pixels = np.random.default_rng(0).integers(0, 255, (HEIGHT, WIDTH, 3), dtype=np.uint8)
     whole = Image.fromarray(pixels)
     turned = Image.Exif()
@@ -203,9 +206,9 @@ def pictures() -> dict[str, bytes]:
         "small": (whole.resize((9, 5)), "PNG", {}), "wide": (whole.resize((80, 24)), "PNG", {}),
         "double": (whole.resize((80, 48)), "PNG", {})}
     found = {}
-    for name, (picture, kind, settings) in kinds.items():
+    for name, (photo, kind, settings) in kinds.items():
         stream = io.BytesIO()
-        picture.save(stream, kind, **settings)
+        photo.save(stream, kind, **settings)
         found[name] = stream.getvalue()
     for name, array in (("deep colour", pixels.astype(np.uint16) * 99), ("float colour", pixels.astype(np.float32))):
         found[name] = cv2.imencode(".png" if name == "deep colour" else ".tiff", array)[1].tobytes()
@@ -255,7 +258,7 @@ def coco_set(folder: Path, kinds: list[bytes]) -> dict:
                             for i, outline in enumerate(outlines)]}
 
 
-def break_pictures(files: list[Path], known: dict[str, bytes], random: np.random.Generator, outside: Path) -> None:
+def break_photos(files: list[Path], known: dict[str, bytes], random: np.random.Generator, outside: Path) -> None:
     for path in files:
         match random.integers(12):
             case 0 | 1 | 2:
@@ -292,7 +295,7 @@ def flags_of(random: np.random.Generator, coco: bool) -> list[str]:
 def damage_of(number: int, seed: int) -> str:
     """What a case damages."""
     random = np.random.default_rng([seed, number, 1])
-    return ["YOLO rows", "data.yaml", "COCO JSON", "pictures"][random.choice(4, p=[0.3, 0.15, 0.35, 0.2])]
+    return ["YOLO rows", "data.yaml", "COCO JSON", "photos"][random.choice(4, p=[0.3, 0.15, 0.35, 0.2])]
 
 
 def run_case(number: int, seed: int, folder: Path, known: dict[str, bytes]) -> str:
@@ -306,7 +309,7 @@ def run_case(number: int, seed: int, folder: Path, known: dict[str, bytes]) -> s
     names = list(known)
     kinds = [known["jpg"] if random.random() < 0.8 else known[names[random.integers(len(names))]] for _ in range(3)]
     what = damage_of(number, seed)
-    coco = what == "COCO JSON" or (what == "pictures" and random.random() < 0.5)
+    coco = what == "COCO JSON" or (what == "photos" and random.random() < 0.5)
     bytewise = random.random() < 0.35
     if coco:
         content = coco_set(data, kinds)
@@ -327,8 +330,8 @@ def run_case(number: int, seed: int, folder: Path, known: dict[str, bytes]) -> s
             path.write_bytes(mutated_bytes(path.read_bytes(), random) if bytewise
                              else mutated_yaml(YAML, random, str(folder / "escaped.png")))
         script, argv = process_yolo_to_classwise, ["--dataset_dir", str(data)]
-    if what == "pictures":
-        break_pictures(sorted(data.rglob("*.jpg")), known, random, secret)
+    if what == "photos":
+        break_photos(sorted(data.rglob("*.jpg")), known, random, secret)
     argv += ["--output_dir", str(out), "--num_workers", "0", *flags_of(random, coco)]
     before = tree(folder, out)
     os.chdir(here)
@@ -381,7 +384,7 @@ def judge(code: int, printed: str, error: str, out: Path, data: Path, dry_run: b
         assert not out.exists(), "an error left an output folder"
         assert not coco or ("broken JSON" in error) == (rows is None), f"JSON that json.loads judges otherwise: {error}"
         known = [kind for kind in ("broken JSON", "broken YAML", "nothing to convert", "no list of", "found a list",
-                                   "--strict is on", "pictures are not in", "names", "no picture found", "found a",
+                                   "--strict is on", "photos are not in", "names", "no photo found", "found a",
                                    "not one label file", "pose data set") if kind in error]
         return f"error: {known[0]}" if known else f"error: {error.split(': error: ')[1][:90].strip()}"
     assert rows is not None, "json.loads refuses this file"
@@ -429,13 +432,12 @@ def annotations(path: Path) -> int | None:
 
 # ---- processes --------------------------------------------------------------------------------------------
 
-def child(first: int, count: int, seed: int, keep: str | None = None) -> None:
-    """Run cases and print one line of JSON before and after each."""
+def child(first: int, count: int, seed: int, base: Path) -> None:
+    """Run cases in the folder `base` and print one line of JSON before and after each; the last one's files stay."""
     import resource
     resource.setrlimit(resource.RLIMIT_AS, (CASE_BYTES, CASE_BYTES))
     cv2.setNumThreads(1)
-    known = pictures()
-    base = Path(keep) if keep else Path(tempfile.mkdtemp(prefix="fuzz-"))
+    known = photos()
     base.mkdir(exist_ok=True)
     try:
         for number in range(first, first + count):
@@ -460,20 +462,18 @@ def child(first: int, count: int, seed: int, keep: str | None = None) -> None:
             print(json.dumps({"end": number, "what": what, "outcome": outcome, "broken": broken}), flush=True)
     finally:
         os.chdir("/")
-        if not keep:
-            shutil.rmtree(base, ignore_errors=True)
 
 
-def watched(first: int, count: int, seed: int) -> list[dict]:
+def watched(first: int, count: int, seed: int, folder: Path) -> list[dict]:
     """The results of `count` cases in processes of their own; one that dies costs only the case it was at."""
     results, number, end = [], first, first + count
     while number < end:
         command = [sys.executable, __file__, "--child", "--first", str(number), "--count", str(end - number), "--seed",
-                   str(seed)]
+                   str(seed), "--work_dir", str(folder / f"from-{number}")]
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
                                    env={**os.environ, "OMP_NUM_THREADS": "1", "OPENCV_LOG_LEVEL": "OFF"})
         try:
-            printed, error = process.communicate(timeout=60 + 3 * CASE_SECONDS)
+            printed, error = process.communicate(timeout=PROCESS_SECONDS)
             died = f"the process died with {process.returncode}: {error[-200:]}" if process.returncode else ""
         except subprocess.TimeoutExpired:
             process.kill()
@@ -493,13 +493,14 @@ def watched(first: int, count: int, seed: int) -> list[dict]:
 
 def main(args: argparse.Namespace) -> int:
     if args.child or args.keep:
-        child(args.first, args.count, args.seed, args.keep)
+        child(args.first, args.count, args.seed, Path(args.keep or args.work_dir))
         return 0
     start = time.perf_counter()
     firsts = range(args.first, args.first + args.count, CASES_A_PROCESS)
-    with ThreadPoolExecutor(args.processes) as pool:
+    with (tempfile.TemporaryDirectory(prefix="fuzz-", dir=args.work_dir) as folder,
+          ThreadPoolExecutor(args.processes) as pool):
         chunks = list(pool.map(lambda first: watched(first, min(CASES_A_PROCESS, args.first + args.count - first),
-                                                     args.seed), firsts))
+                                                     args.seed, Path(folder)), firsts))
     results = [result for chunk in chunks for result in chunk]
     damaged = Counter(result["what"] for result in results)
     print(f"{len(results)} cases in {time.perf_counter() - start:.0f} s, seed {args.seed}: "
