@@ -3,10 +3,10 @@
     python benchmarks/bench_convert.py
     python benchmarks/bench_convert.py --images 5000 --objects 100000 --reference_objects 2000
 
-Makes a YOLO data set of drawn photos in a temporary folder, times both on it, checks that both give as many crops,
-and tells time, processor time and peak memory. The straightforward converter is one process that reads the photo for
-every label row, draws a full-size mask, cuts and writes; with --reference_objects it does about that many only, and its
-time is scaled. The last line is `speedup X.XX`.
+Makes a YOLO data set of drawn photos in a temporary folder, runs both on it, checks that both write as many crops, and
+reports time, processor time and peak memory. The straightforward converter is one process that reads the photo for
+every label row, draws a full-size mask, crops and writes; with --reference_objects it converts only about that many,
+and its time is scaled up. The last line is `speedup X.XX`.
 """
 
 import argparse
@@ -18,6 +18,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
 from functools import lru_cache, partial
 from pathlib import Path
@@ -32,16 +33,17 @@ from sam_lora import cli, contracts
 ROOT = Path(__file__).resolve().parents[1]
 CLASSES = ("disc", "star", "blob")
 CORNERS = 24
-GROUNDS = 8   # different ones, each rolled anew for every photo
+GROUNDS = 8   # different backgrounds, each shifted at random for every photo
 
 
 def get_args_parser() -> argparse.ArgumentParser:
     parser = cli.make_parser(__doc__)
     parser.add_argument("--images", type=cli.positive_int, default=60, metavar="N", help="photos")
-    parser.add_argument("--objects", type=cli.positive_int, default=1200, metavar="N", help="objects in all of them")
+    parser.add_argument("--objects", type=cli.positive_int, default=1200, metavar="N",
+                        help="objects in all photos together")
     parser.add_argument("--size", type=cli.positive_int, nargs=2, default=[1280, 960], metavar=("W", "H"))
     parser.add_argument("--reference_objects", type=cli.positive_int, metavar="N",
-                        help="about so many objects for the straightforward converter; default: all")
+                        help="objects, roughly, for the straightforward converter; default: all")
     cli.add_num_workers(parser, os.cpu_count() or 1)
     cli.add_seed(parser)
     return parser
@@ -49,47 +51,52 @@ def get_args_parser() -> argparse.ArgumentParser:
 
 def main(args: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory(prefix="bench_convert-") as folder:
-        root, ours, theirs = (Path(folder) / name for name in ("set", "ours", "straightforward"))
+        root, output, reference_output = (Path(folder) / name for name in ("set", "ours", "straightforward"))
         make_dataset(root, args.images, args.objects, tuple(args.size), args.seed, args.num_workers)
         print(f"{args.images} photos of {args.size[0]} x {args.size[1]}, {args.objects} objects, "
               f"{megabytes(root):.0f} MB; {os.cpu_count()} cores")
+        seconds, cpu, crops = run_ours(root, output, args)
+        reference_seconds, reference_cpu = run_straightforward(root, reference_output, crops, args)
+        print(f"processor time an object: ours {cpu * 1e3:.2f} ms, straightforward {reference_cpu * 1e3:.2f} ms, "
+              f"{reference_cpu / cpu:.2f} times as much")
+        print(f"speedup {reference_seconds / seconds:.2f}", flush=True)  # removing the folder may take long
 
-        seconds, cpu, memory = timed([
-            sys.executable, str(ROOT / "process_yolo_to_classwise.py"), "--dataset_dir", str(root), "--output_dir",
-            str(ours), "--num_workers", str(args.num_workers)])
-        crops_of = {}
-        with (ours / contracts.MANIFEST_FILE).open(encoding="utf-8", newline="") as file:
-            for row in csv.DictReader(file):
-                crops_of[row["source_image"]] = crops_of.get(row["source_image"], 0) + 1
-        crops = sum(crops_of.values())
-        print(f"ours: {crops} crops in {seconds:.1f} s, {seconds / args.objects * 1e3:.2f} ms an object, "
-              f"{args.num_workers} processes, {cpu:.1f} s of processor time, {megabytes(ours):.0f} MB written, "
-              f"peak memory {memory:.0f} MB in all processes together")
 
-        per_photo = args.objects / args.images
-        photos = sorted((root / "images").iterdir())
-        photos = photos[:min(len(photos), -(-(args.reference_objects or args.objects) // max(1, int(per_photo))))]
-        rows = sum(len(label_of(photo).read_text().splitlines()) for photo in photos)
-        cv2.setNumThreads(1)
-        start, busy = time.perf_counter(), time.process_time()
-        found = sum(straightforward(photo, theirs) for photo in photos)
-        reference, busy = time.perf_counter() - start, time.process_time() - busy
-        expected = sum(crops_of.get(f"images/{photo.name}", 0) for photo in photos)
-        scaled = reference * args.objects / rows
-        print(f"straightforward: {found} crops of {rows} objects in {reference:.1f} s, "
-              f"{reference / rows * 1e3:.2f} ms an object, {busy:.1f} s of processor time; {scaled:.1f} s for all "
-              f"{args.objects}")
-        if found != expected:
-            sys.exit(f"different crops: {found} straightforward, {expected} of ours from the same photos")
-        print(f"processor time an object: ours {cpu / args.objects * 1e3:.2f} ms, straightforward "
-              f"{busy / rows * 1e3:.2f} ms, {busy / rows * args.objects / cpu:.2f} times as much")
-        print(f"speedup {scaled / seconds:.2f}", flush=True)  # before the folder goes, which may take long
+def run_ours(root: Path, output: Path, args: argparse.Namespace) -> tuple[float, float, Counter[str]]:
+    """Seconds and processor seconds an object, and the number of crops of each photo."""
+    seconds, cpu, memory = timed([
+        sys.executable, str(ROOT / "process_yolo_to_classwise.py"), "--dataset_dir", str(root), "--output_dir",
+        str(output), "--num_workers", str(args.num_workers)])
+    with (output / contracts.MANIFEST_FILE).open(encoding="utf-8", newline="") as file:
+        crops = Counter(row["source_image"] for row in csv.DictReader(file))
+    print(f"ours: {crops.total()} crops in {seconds:.1f} s, {seconds / args.objects * 1e3:.2f} ms an object, "
+          f"{args.num_workers} processes, {cpu:.1f} s of processor time, {megabytes(output):.0f} MB written, "
+          f"peak memory {memory:.0f} MB in all processes together")
+    return seconds / args.objects, cpu / args.objects, crops
+
+
+def run_straightforward(root: Path, output: Path, crops: Counter[str], args: argparse.Namespace) -> tuple[float, float]:
+    """Seconds and processor seconds an object. Ends the run if the number of crops differs from ours."""
+    per_photo = max(1, args.objects // args.images)
+    photos = sorted((root / "images").iterdir())[:-(-(args.reference_objects or args.objects) // per_photo)]
+    objects = sum(len(label_of(photo).read_text().splitlines()) for photo in photos)
+    cv2.setNumThreads(1)
+    start, cpu_start = time.perf_counter(), time.process_time()
+    written = sum(straightforward(photo, output) for photo in photos)
+    seconds, cpu = time.perf_counter() - start, time.process_time() - cpu_start
+    print(f"straightforward: {written} crops of {objects} objects in {seconds:.1f} s, "
+          f"{seconds / objects * 1e3:.2f} ms an object, {cpu:.1f} s of processor time; "
+          f"{seconds / objects * args.objects:.1f} s for all {args.objects}")
+    expected = sum(crops[f"images/{photo.name}"] for photo in photos)
+    if written != expected:
+        sys.exit(f"different crops: {written} straightforward, {expected} of ours from the same photos")
+    return seconds / objects, cpu / objects
 
 
 # ---- the straightforward converter ------------------------------------------------------------------------
 
 def straightforward(photo: Path, out: Path, padding: float = 0.1, min_size: int = 10) -> int:
-    """Crops and masks of one photo's label rows, written with OpenCV's defaults; returns how many."""
+    """Write the crops and masks of one photo's label rows with OpenCV's defaults; returns their number."""
     crops = 0
     for number, line in enumerate(label_of(photo).read_text().splitlines(), start=1):
         values = line.split()
@@ -118,7 +125,7 @@ def label_of(photo: Path) -> Path:
 # ---- the data set -----------------------------------------------------------------------------------------
 
 def make_dataset(root: Path, images: int, objects: int, size_wh: tuple[int, int], seed: int, num_workers: int) -> None:
-    """`objects` spread evenly over `images` JPEG photos."""
+    """A YOLO data set: `objects` spread evenly over `images` JPEG photos."""
     for name in ("images", "labels"):
         (root / name).mkdir(parents=True)
     (root / "data.yaml").write_text(f"names: [{', '.join(CLASSES)}]\n")
@@ -128,7 +135,7 @@ def make_dataset(root: Path, images: int, objects: int, size_wh: tuple[int, int]
 
 
 def make_photo(job: tuple[int, int], root: Path, size_wh: tuple[int, int], seed: int) -> None:
-    """One photo: soft clouds and grain, with round objects of 20 to 150 pixels, each of its own shade."""
+    """One photo: clouds and grain, with round objects of 20 to 150 pixels, each of a different shade."""
     number, objects = job
     rng = np.random.default_rng([seed, number])
     width, height = size_wh
@@ -144,8 +151,8 @@ def make_photo(job: tuple[int, int], root: Path, size_wh: tuple[int, int], seed:
         window = picture[y0:y0 + h, x0:x0 + w]
         inside = cv2.fillPoly(np.zeros(window.shape[:2], np.uint8), [np.round(polygon - (x0, y0)).astype(np.int32)], 1)
         window[inside > 0] = window[inside > 0] // 2 + rng.integers(20, 128, 3, dtype=np.uint8)
-        shares = polygon / (width, height)
-        rows.append(f"{rng.integers(len(CLASSES))} " + " ".join(f"{value:.6f}" for value in shares.ravel()))
+        normalised = polygon / (width, height)
+        rows.append(f"{rng.integers(len(CLASSES))} " + " ".join(f"{value:.6f}" for value in normalised.ravel()))
     cv2.imwrite(str(root / "images" / f"photo{number:06d}.jpg"), picture, (cv2.IMWRITE_JPEG_QUALITY, 90))
     (root / "labels" / f"photo{number:06d}.txt").write_text("\n".join(rows) + "\n")
 
@@ -167,7 +174,7 @@ def ground(size_wh: tuple[int, int], seed: int, number: int) -> np.ndarray:
 def timed(command: list[str]) -> tuple[float, float, float]:
     """Run a command: (seconds, processor seconds of all its processes, peak MB of all of them together).
 
-    Memory: PSS, so that pages which processes share count once, looked at four times a second (Linux only).
+    Memory is PSS, so that pages shared by processes count once, sampled four times a second (Linux only).
     """
     start, before = time.perf_counter(), _processor_seconds()
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
@@ -190,7 +197,7 @@ def timed(command: list[str]) -> tuple[float, float, float]:
 
 
 def _processor_seconds() -> float:
-    """Of all ended processes that this one started, and theirs."""
+    """Of all finished child processes, and theirs."""
     usage = resource.getrusage(resource.RUSAGE_CHILDREN)
     return usage.ru_utime + usage.ru_stime
 
@@ -201,7 +208,7 @@ def _family(pid: int) -> list[int]:
     for path in Path("/proc").glob("[0-9]*/stat"):
         try:
             parents[int(path.parent.name)] = int(path.read_text().rpartition(")")[2].split()[1])
-        except OSError:  # ended meanwhile
+        except OSError:  # ended in the meantime
             continue
     family = {pid}
     while more := {child for child, parent in parents.items() if parent in family} - family:

@@ -1,18 +1,20 @@
-"""Speed of predicting and scoring a table with pictures: evaluation.evaluate_table against a SamPredictor loop.
+"""Speed of predicting, scoring and drawing a table: evaluation.evaluate_table against a loop around SamPredictor.
 
     python benchmarks/bench_inference.py
     python benchmarks/bench_inference.py --test_csv test_reformatted.csv --rows 64 --rounds 5
 
-Crops come from the demo's data set (or a table of yours), the model is vit_mini on the CPU. The loop does what scripts
-around SamPredictor do: for every row it reads the image, `set_image`, `predict`, IoU, a mask as PNG, a picture as JPEG.
-Ours does all that run_inference.py does, with a panel of every row. Three comparisons:
+Crops come from the demo's data set (or your table); the model is vit_mini on the CPU. The loop does what scripts
+around SamPredictor do: for every row it reads the image, calls `set_image` and `predict`, computes the IoU, and writes
+a mask as PNG and a picture as JPEG. Ours does all that run_inference.py does, with a panel for every row. Three
+comparisons:
 
     a row an image     every image once, with three clicks; the loop draws our panel, by the same function
     3 rows an image    each image with one, two and three clicks; the loop draws our panel
     matplotlib         the first table; the loop draws three axes side by side and saves them, as such scripts do
 
-The sides take turns, each in a process of its own that has its imports and its model ready. A line each tells medians;
-the last line is `speedup X.XX`, the smaller median ratio of the first two, where pictures cost both sides the same.
+The sides take turns, each in a process of its own with its imports done and its model loaded. Each comparison prints
+its medians; the last line is `speedup X.XX`, the smaller median ratio of the first two, where pictures cost both the
+same.
 """
 
 import argparse
@@ -39,6 +41,7 @@ from sam_lora.data import imaging
 from sam_lora.data.samples import Sample, read_samples
 from sam_lora.drawing import Example
 from sam_lora.errors import UserError
+from sam_lora.model.meta import SamPredictor
 from sam_lora.model.sam import load_sam
 from sam_lora.results import evaluation, pictures
 from sam_lora.results.requests import Candidate, Destination, Runtime, SampleTable
@@ -47,18 +50,19 @@ from sam_lora.tables import points_from_json, points_to_json, resolve_path
 ROOT = Path(__file__).resolve().parents[1]
 PROMPTS = 3
 OBJECTS_PER_PHOTO = 3   # of the demo's photos, at least
-MODEL = None            # of a process of one side
+MODEL = None            # in the process of one side
 
 
 def get_args_parser() -> argparse.ArgumentParser:
     parser = cli.make_parser(__doc__)
-    parser.add_argument("--test_csv", metavar="FILE", help="training table to take rows from; default: the demo's data")
-    parser.add_argument("--rows", type=cli.positive_int, default=64, metavar="N", help="images taken from it")
-    parser.add_argument("--rounds", type=cli.positive_int, default=3, metavar="N", help="each side's runs of a table")
+    parser.add_argument("--test_csv", metavar="FILE", help="training table; default: one made of the demo's data")
+    parser.add_argument("--rows", type=cli.positive_int, default=64, metavar="N", help="images to take from it")
+    parser.add_argument("--rounds", type=cli.positive_int, default=3, metavar="N",
+                        help="runs of each side on each table")
     parser.add_argument("--threads", type=cli.positive_int, default=torch.get_num_threads(), metavar="N",
-                        help="of PyTorch and OpenCV, for both")
+                        help="of PyTorch and OpenCV, for both sides")
     parser.add_argument("--profile", metavar="FILE",
-                        help="instead, write a cProfile, in processor time, of ours on the first table")
+                        help="instead of comparing, write a cProfile (processor time) of our side on the first table")
     cli.add_seed(parser)
     return parser
 
@@ -66,39 +70,45 @@ def get_args_parser() -> argparse.ArgumentParser:
 def main(args: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory(prefix="bench_inference-") as name:
         folder = Path(name)
-        table = pd.read_csv(args.test_csv or demo_table(folder, args.rows, args.seed))
-        if args.test_csv:
-            for column in ("image", "label"):
-                table[column] = [str(resolve_path(path, args.test_csv).resolve()) for path in table[column]]
-        table = table.drop_duplicates("image").head(args.rows)
-        if len(table) < args.rows:
-            raise UserError(f"{args.test_csv or 'the demo'}: {len(table)} images, expected {args.rows}; give --rows")
-        sizes = [imaging.image_size(path) for path in table["image"]]
-        print(f"{len(table)} images, {np.mean(sizes, axis=0).round().astype(int).tolist()} px on average; "
-              f"{args.threads} threads; torch {torch.__version__}")
-        shared = table.loc[table.index.repeat(PROMPTS)].copy()
-        shared["points"] = [points_to_json(points_from_json(text, "points")[:1 + i % PROMPTS])
-                            for i, text in enumerate(shared["points"])]
-        tables = write(table, folder / "single.csv"), write(shared, folder / "shared.csv")
+        single, shared = make_tables(folder, args)
         if args.profile:
             start(args.threads, keep_memory=True)
-            profile(tables[0], folder / "profile", args.profile)
+            profile(single, folder / "profile", args.profile)
             return
         spawn = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(1, spawn, start, (args.threads, False)) as loop, \
                 ProcessPoolExecutor(1, spawn, start, (args.threads, True)) as ours:
             sides = {"loop": loop, "ours": ours}
-            for draw in ("panel", "matplotlib"):  # first calls of everything
-                loop.submit(by_loop, tables[0], folder / f"warm-{draw}", draw).result()
-            ours.submit(seconds, by_table, tables[0], folder / "warm").result()
-            ratios = [compare(sides, "panel", tables[0], folder, args.rounds, "a row an image"),
-                      compare(sides, "panel", tables[1], folder, args.rounds, f"{PROMPTS} rows an image")]
-            compare(sides, "matplotlib", tables[0], folder, args.rounds, "matplotlib")
+            for draw in ("panel", "matplotlib"):  # the first call of everything is slower
+                loop.submit(by_loop, single, folder / f"warm-{draw}", draw).result()
+            ours.submit(seconds, by_table, single, folder / "warm").result()
+            ratios = [compare(sides, "panel", single, folder, args.rounds, "a row an image"),
+                      compare(sides, "panel", shared, folder, args.rounds, f"{PROMPTS} rows an image")]
+            compare(sides, "matplotlib", single, folder, args.rounds, "matplotlib")
     print(f"speedup {min(ratios):.2f}")
 
 
+def make_tables(folder: Path, args: argparse.Namespace) -> tuple[Path, Path]:
+    """Two training tables of the same images: one row each, and PROMPTS rows with one, two and three clicks."""
+    table = pd.read_csv(args.test_csv or demo_table(folder, args.rows, args.seed))
+    if args.test_csv:
+        for column in ("image", "label"):
+            table[column] = [str(resolve_path(path, args.test_csv).resolve()) for path in table[column]]
+    table = table.drop_duplicates("image").head(args.rows)
+    if len(table) < args.rows:
+        raise UserError(f"{args.test_csv or 'the demo'}: {len(table)} images, "
+                        f"expected {args.rows}; give a smaller --rows")
+    sizes = [imaging.image_size(path) for path in table["image"]]
+    print(f"{len(table)} images, {np.mean(sizes, axis=0).round().astype(int).tolist()} px on average; "
+          f"{args.threads} threads; torch {torch.__version__}")
+    shared = table.loc[table.index.repeat(PROMPTS)].copy()
+    shared["points"] = [points_to_json(points_from_json(text, "points")[:1 + i % PROMPTS])
+                        for i, text in enumerate(shared["points"])]
+    return write(table, folder / "single.csv"), write(shared, folder / "shared.csv")
+
+
 def demo_table(folder: Path, rows: int, seed: int) -> Path:
-    """The demo's photos, converted by our own scripts: one training table of all their objects."""
+    """The demo's photos, converted by our own scripts: a training table of all their objects."""
     for command in (("demo/make_dataset.py", "--output_dir", "data", "--seed", str(seed), "--num_images",
                      str(-(-rows // OBJECTS_PER_PHOTO) + 4)),
                     ("process_coco_dataset.py", "--coco_json", "data/coco/annotations.json", "--images_dir",
@@ -119,13 +129,13 @@ def write(table: pd.DataFrame, path: Path) -> Path:
 
 
 def compare(sides: dict[str, Executor], draw: str, test_csv: Path, folder: Path, rounds: int, title: str) -> float:
-    """The median ratio of both sides' times, which take turns. Ends the run where their masks differ."""
+    """The median ratio of the sides' times. Ends the run if their masks differ."""
     times = []
     for number in range(rounds):
-        places = [folder / f"{title}-{number}-{side}" for side in sides]
-        times.append((sides["loop"].submit(seconds, by_loop, test_csv, places[0], draw).result(),
-                      sides["ours"].submit(seconds, by_table, test_csv, places[1]).result()))
-    masks = [sorted((place / "masks").iterdir()) for place in places]
+        outputs = [folder / f"{title}-{number}-{side}" for side in sides]
+        times.append((sides["loop"].submit(seconds, by_loop, test_csv, outputs[0], draw).result(),
+                      sides["ours"].submit(seconds, by_table, test_csv, outputs[1]).result()))
+    masks = [sorted((output / "masks").iterdir()) for output in outputs]
     for theirs, ours in zip(*masks, strict=True):
         if (imaging.load_mask(theirs) != imaging.load_mask(ours)).mean() > 1e-3:
             sys.exit(f"{theirs.name}: the masks differ")
@@ -138,7 +148,7 @@ def compare(sides: dict[str, Executor], draw: str, test_csv: Path, folder: Path,
 
 
 def start(threads: int, keep_memory: bool) -> None:
-    """Make a process of one side ready."""
+    """Prepare the process of one side."""
     global MODEL
     torch.set_num_threads(threads)
     cv2.setNumThreads(threads)
@@ -148,7 +158,7 @@ def start(threads: int, keep_memory: bool) -> None:
 
 
 def seconds(run: Callable[..., None], *arguments: object) -> tuple[float, float]:
-    """(wall time, processor time)"""
+    """(wall time, processor time) of a call."""
     wall, busy = time.perf_counter(), time.process_time()
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         run(*arguments)
@@ -161,7 +171,6 @@ def by_table(test_csv: Path, folder: Path) -> None:
 
 
 def by_loop(test_csv: Path, folder: Path, draw: str) -> None:
-    from segment_anything import SamPredictor  # once sam_lora.sam has made torchvision importable
     (folder / "masks").mkdir(parents=True)
     (folder / "samples").mkdir()
     predictor, scores, samples = SamPredictor(MODEL), [], read_samples(test_csv)
@@ -201,7 +210,7 @@ def by_matplotlib(image: np.ndarray, sample: Sample, mask: np.ndarray, truth: np
 
 
 def profile(test_csv: Path, folder: Path, path: str) -> None:
-    """Profile the second of two runs of ours."""
+    """Profile the second of two runs of our side."""
     import cProfile
     profiler = cProfile.Profile(time.process_time)
     seconds(by_table, test_csv, folder / "first")

@@ -1,16 +1,15 @@
-"""Peak memory and time of a training step by flags: the table in the README.
+"""Peak memory and time of a training step for different flags: the table in the README.
 
     python benchmarks/bench_memory.py --model_type vit_b
     python benchmarks/bench_memory.py --model_type vit_b --device cuda --batch_size 8
     python benchmarks/bench_memory.py --model_type vit_h --device cuda --batch_size 4 --only "none; --grad_checkpoint"
 
-Each line is one run of train.py, as a user would, on drawn photos with random weights: two epochs of one step and no
-validation. Told are the second step's seconds and the peak memory of training_log.csv: on a GPU what PyTorch took, on a
-CPU the whole process, Python and libraries included (about 0.4 GB).
+Each row is one run of train.py on drawn photos with random weights: two epochs of one step, no validation. Reported are
+the seconds of the second step and the peak memory in training_log.csv: on a GPU what PyTorch allocated, on a CPU the
+whole process, Python and libraries included (about 0.4 GB).
 """
 
 import argparse
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -20,12 +19,11 @@ import pandas as pd
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from drawn_photos import write_table, write_weights
+from drawn_photos import run_train, write_table, write_weights
 
 from sam_lora import cli, contracts
-from sam_lora.errors import UserError
+from sam_lora.model.sam_types import SAM_TYPES
 
-ROOT = Path(__file__).resolve().parents[1]
 FLAGS = ("--precision fp32", "--precision bf16", "--precision bf16 --grad_checkpoint",
          "--precision bf16 --lora_blocks 4", "--precision bf16 --lora_blocks 0", "--precision bf16 --image_size 512",
          "--precision bf16 --image_size 256")
@@ -33,9 +31,9 @@ FLAGS = ("--precision fp32", "--precision bf16", "--precision bf16 --grad_checkp
 
 def get_args_parser() -> argparse.ArgumentParser:
     parser = cli.make_parser(__doc__)
-    parser.add_argument("--model_type", choices=("vit_mini", "vit_b", "vit_l", "vit_h"), default="vit_mini")
+    parser.add_argument("--model_type", choices=SAM_TYPES, default="vit_mini")
     parser.add_argument("--batch_size", type=cli.positive_int, default=1, metavar="N")
-    parser.add_argument("--only", metavar="FLAGS", help="flags of train.py for each line of the table, with ; between")
+    parser.add_argument("--only", metavar="FLAGS", help="flags of train.py for each row of the table, separated by ;")
     parser.add_argument("--device", default="auto")
     cli.add_seed(parser)
     return parser
@@ -56,14 +54,10 @@ def main(args: argparse.Namespace) -> None:
 
 def run(folder: Path, save_dir: Path, flags: list[str], args: argparse.Namespace) -> pd.DataFrame:
     """The log of one run of train.py."""
-    command = [sys.executable, ROOT / "train.py", "--train_csv", folder / contracts.training_table("train"),
-               "--model_type", args.model_type, "--checkpoint", folder / "sam.pth", "--save_dir", save_dir,
-               "--batch_size", args.batch_size, "--num_epochs", 2, "--num_workers", 0, "--seed", args.seed,
-               "--device", args.device, *flags]
-    done = subprocess.run([str(word) for word in command], capture_output=True, text=True)
-    if done.returncode:
-        raise UserError(f"train.py failed: {done.stderr.strip().splitlines()[-1] if done.stderr.strip() else '?'}")
-    return pd.read_csv(save_dir / contracts.TRAINING_LOG)
+    return run_train(save_dir, [
+        "--train_csv", folder / contracts.training_table("train"), "--model_type", args.model_type, "--checkpoint",
+        folder / "sam.pth", "--batch_size", args.batch_size, "--num_epochs", 2, "--num_workers", 0, "--seed", args.seed,
+        "--device", args.device, *flags])
 
 
 if __name__ == "__main__":

@@ -3,11 +3,12 @@
     python benchmarks/bench_points.py
     python benchmarks/bench_points.py --masks 20 --size 640 480
 
-The loops do what the workflow this project grew from does, one pixel after another: for YOLO the middle pixel in
-reading order, the pixel farthest from it, and the pixel farthest from that one; for COCO the mean, the pixel two thirds
-down the list of pixels by distance, and of its neighbours in that list the most opposite one. Ours does more: all
-points inside, off the boundary, the farthest pair exact.
-Prints a line for each kind of mask; the last line is `speedup X.XX`, of all masks and the slower of the two strategies.
+The loops go pixel by pixel, as the workflow that this project grew from did: for YOLO the middle pixel in reading
+order, the pixel farthest from it, and the pixel farthest from that one; for COCO the mean, the pixel two thirds down
+the list of pixels by distance, and the most opposite of its neighbours in that list. Ours does more: all points lie
+inside and off the boundary, and the farthest pair is exact.
+Prints a line for each kind of mask; the last line is
+`speedup X.XX`, over all masks, of the slower of both strategies.
 """
 
 import argparse
@@ -50,10 +51,10 @@ def main(args: argparse.Namespace) -> None:
                     sys.exit(f"{kind}, {name}: a point outside the mask")
             if strategy is clicks.centre_and_farthest_points:
                 check_farthest(masks[0])
-            mine, theirs = seconds(strategy, masks, 5), seconds(reference, masks, 1)
-            ours[name], loops[name] = ours[name] + mine, loops[name] + theirs
-            print(f"{name}: {kind:<9} {pixels:>8.0f} px  ours {mine / args.masks * 1e3:6.2f} ms  "
-                  f"loops {theirs / args.masks * 1e3:8.1f} ms  {theirs / mine:7.1f}x")
+            fast, slow = seconds(strategy, masks, 5), seconds(reference, masks, 1)
+            ours[name], loops[name] = ours[name] + fast, loops[name] + slow
+            print(f"{name}: {kind:<9} {pixels:>8.0f} px  ours {fast / args.masks * 1e3:6.2f} ms  "
+                  f"loops {slow / args.masks * 1e3:8.1f} ms  {slow / fast:7.1f}x")
     for name in ours:
         print(f"{name}: all       ours {ours[name]:.3f} s  loops {loops[name]:.2f} s  {loops[name] / ours[name]:.1f}x")
     print(f"speedup {min(loops[name] / ours[name] for name in ours):.2f}")
@@ -71,7 +72,7 @@ def seconds(function: Callable, masks: list[np.ndarray], repeats: int) -> float:
 
 
 def check_farthest(mask: np.ndarray) -> None:
-    """The pair is at least as far apart as the loops' one."""
+    """Check that our pair is at least as far apart as that of the loops."""
     pair = clicks.farthest_pair(mask)
     _, first, second = farthest_by_loops(mask)
     if np.linalg.norm(pair[0] - pair[1]) < math.dist(first, second) - 1e-9:
@@ -97,21 +98,21 @@ def opposite_by_loops(mask: np.ndarray) -> list[tuple[int, int]]:
     x, y = int(columns.mean()), int(rows.mean())
     pixels = list(zip(columns, rows))
     ranked = sorted(((column - x) ** 2 + (row - y) ** 2, (column, row)) for column, row in pixels)
-    place = len(ranked) * 2 // 3
-    first = ranked[place][1]
+    index = len(ranked) * 2 // 3
+    first = ranked[index][1]
     opposite = math.atan2(first[1] - y, first[0] - x) + math.pi
 
     def off(pixel: tuple[int, int]) -> float:
         turn = math.atan2(pixel[1] - y, pixel[0] - x) - opposite
         return abs((turn + math.pi) % (2 * math.pi) - math.pi)
 
-    return [(x, y), first, min((pixel for _, pixel in ranked[max(0, place - 10):place + 10]), key=off)]
+    return [(x, y), first, min((pixel for _, pixel in ranked[max(0, index - 10):index + 10]), key=off)]
 
 
 # ---- masks ------------------------------------------------------------------------------------------------
 
 def disc(rng: np.random.Generator, width: int, height: int) -> np.ndarray:
-    """A filled ellipse over most of the picture."""
+    """A filled ellipse that covers most of the frame."""
     axes = (int(width * rng.uniform(0.3, 0.48)), int(height * rng.uniform(0.3, 0.48)))
     return cv2.ellipse(np.zeros((height, width), np.uint8), (width // 2, height // 2), axes,
                        rng.uniform(-20, 20), 0, 360, 1, -1) > 0
@@ -130,7 +131,7 @@ def crack(rng: np.random.Generator, width: int, height: int) -> np.ndarray:
 
 
 def ring(rng: np.random.Generator, width: int, height: int) -> np.ndarray:
-    """A ring with a gap: its centroid is outside, no two pixels mirror each other in the gap."""
+    """A ring with a gap: its centroid lies outside, and pixels opposite the gap have no mirror image."""
     radius = int(min(width, height) * rng.uniform(0.3, 0.44))
     start = rng.uniform(0, 360)
     return cv2.ellipse(np.zeros((height, width), np.uint8), (width // 2, height // 2), (radius, radius), start, 0,
@@ -138,7 +139,7 @@ def ring(rng: np.random.Generator, width: int, height: int) -> np.ndarray:
 
 
 def blobs(rng: np.random.Generator, width: int, height: int) -> np.ndarray:
-    """Two thirds of the picture in ragged patches."""
+    """Ragged patches that cover two thirds of the frame."""
     noise = cv2.resize(rng.random((12, 12), dtype=np.float32), (width, height), interpolation=cv2.INTER_CUBIC)
     return noise > np.quantile(noise, 0.35)
 

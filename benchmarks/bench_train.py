@@ -4,12 +4,12 @@
     python benchmarks/bench_train.py --model_type vit_b --batch_size 1 --rounds 1
     python benchmarks/bench_train.py --model_type vit_b --device cuda --precision bf16 --reference_precision fp32
 
-Both sides train the same weights on the same batches of drawn images, with LoRA on qkv of every encoder block, the mask
-decoder and AdamW. The reference encodes every image and decodes every prompt alone, through segment_anything's own
-encoder and decoder, and goes back once a batch; ours is train.py's step. vit_b, vit_l and vit_h have random weights.
-The sides take turns, each in a process of its own; a round's ratio is that of the seconds its steps took. First their
-losses on one batch and their embeddings of an image, in float32, are compared. The last line is
-`speedup X.XX memory Y.YY`, reference over ours.
+Both sides train the same weights on the same batches of drawn images, with LoRA on the qkv layer of every encoder
+block, the mask decoder and AdamW. The reference encodes every image and decodes every prompt by itself, through
+segment_anything's own encoder and decoder, with one backward pass a batch; ours is the step of train.py. vit_b, vit_l
+and vit_h have random weights. The sides take turns, each in a process of its own; a round's ratio is that of the
+seconds its steps took. Their losses on one batch and their embeddings of an image, in float32, are compared first. The
+last line is `speedup X.XX memory Y.YY`, reference over ours.
 """
 
 import argparse
@@ -30,12 +30,15 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from drawn_photos import draw_position_tables
+
 import train
 from sam_lora import cli, workers
 from sam_lora.data.samples import read_samples
 from sam_lora.model import attention, checkpoints
 from sam_lora.model.batches import Batch, PromptedImages, batches, make_loader
 from sam_lora.model.encode import frame_mask, preprocess
+from sam_lora.model.lora import LoraSettings
 from sam_lora.model.meta import Sam
 from sam_lora.model.precision import select_device
 from sam_lora.model.sam import build_sam, checkpoint_blocks, resize_position_embeddings
@@ -44,7 +47,7 @@ from sam_lora.model.weights import find_weights, read_state_dict
 from sam_lora.tables import points_to_json
 from sam_lora.training import distributed, losses
 
-LORA = {"rank": 16, "alpha": 32.0, "dropout": 0.0, "targets": ["qkv"], "blocks": None}
+LORA = LoraSettings(rank=16, alpha=32.0)
 MULTIMASK_WEIGHT = 0.25     # train.py's default
 LARGEST_DIFFERENCE = 1e-4   # relative, of losses and of embeddings
 PARTS = ("data", "encode", "decode and loss", "backward", "optimiser")
@@ -61,9 +64,9 @@ def get_args_parser() -> argparse.ArgumentParser:
                         help="objects an image has")
     parser.add_argument("--steps", type=cli.positive_int, default=4, metavar="N", help="steps of a round")
     parser.add_argument("--rounds", type=cli.positive_int, default=5, metavar="N", help="rounds of each side")
-    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="of ours")
-    parser.add_argument("--reference_precision", choices=("fp32", "bf16"), help="default: as ours")
-    parser.add_argument("--grad_checkpoint", action="store_true", help="ours recomputes encoder blocks")
+    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="of our side")
+    parser.add_argument("--reference_precision", choices=("fp32", "bf16"), help="default: that of our side")
+    parser.add_argument("--grad_checkpoint", action="store_true", help="our side recomputes encoder blocks")
     cli.add_num_workers(parser, 0)
     cli.add_device(parser)
     cli.add_seed(parser)
@@ -72,7 +75,7 @@ def get_args_parser() -> argparse.ArgumentParser:
 
 @dataclass(frozen=True)
 class Settings:
-    """What a side's process needs to know."""
+    """What the process of one side is told."""
 
     ours: bool
     table: Path
@@ -95,42 +98,53 @@ def main(args: argparse.Namespace) -> None:
     spawn, threads = multiprocessing.get_context("spawn"), torch.get_num_threads()
     with tempfile.TemporaryDirectory(prefix="bench_train-") as name, contextlib.ExitStack() as stack:
         table = draw_images(Path(name), args.steps * args.batch_size, args.prompts_per_image, side, args.seed)
-        settings = {key: Settings(key == "ours", table, args.model_type, args.image_size, args.batch_size,
-                                  args.prompts_per_image, precision, args.grad_checkpoint and key == "ours",
-                                  args.num_workers, str(device), args.seed, threads)
-                    for key, precision in precisions.items()}
         print(f"{args.model_type} at {side} px, {args.batch_size} images a step with {args.prompts_per_image} prompts "
               f"each, on {device_name(device)}, {threads} threads; torch {torch.__version__}", flush=True)
-        pools = {key: stack.enter_context(ProcessPoolExecutor(1, spawn, start, (value,)))
-                 for key, value in settings.items()}
-        (loss, embedding), (our_loss, our_embedding) = (pool.submit(first_outputs).result() for pool in pools.values())
-        differences = (abs(our_loss - loss) / abs(loss),  # random weights' loss says little of the encoder
-                       np.linalg.norm(our_embedding - embedding) / np.linalg.norm(embedding))
-        print(f"in float32: loss of the reference {loss:.6f}, ours {our_loss:.6f}, relative difference "
-              f"{differences[0]:.1e}; of an image's embeddings {differences[1]:.1e}", flush=True)
-        if not max(differences) <= LARGEST_DIFFERENCE:
-            sys.exit(f"they differ by more than {LARGEST_DIFFERENCE:g}")
-        times = {key: [] for key in pools}
-        for number in range(-1, args.rounds):  # the first round, of one step, warms up
-            for key, pool in pools.items():
-                taken = pool.submit(steps, number + 1, 1 if number < 0 else args.steps).result()
-                if number >= 0:
-                    times[key].append(taken)
+        pools = {}
+        for key, precision in precisions.items():
+            settings = Settings(key == "ours", table, args.model_type, args.image_size, args.batch_size,
+                                args.prompts_per_image, precision, args.grad_checkpoint and key == "ours",
+                                args.num_workers, str(device), args.seed, threads)
+            pools[key] = stack.enter_context(ProcessPoolExecutor(1, spawn, start, (settings,)))
+        check_equality(pools)
+        times = time_rounds(pools, args.rounds, args.steps)
         memory = {key: pool.submit(peak_memory).result() for key, pool in pools.items()}
         flops = pools["reference"].submit(flops_per_image).result()
-    rates = {precision: matmul_rate(device, precision) for precision in set(precisions.values())}
-    images = args.steps * args.batch_size
+    peak_rates = {precision: matmul_rate(device, precision) for precision in set(precisions.values())}
     print(f"{flops / 1e9:.1f} GFLOP of matrix products an image, forward and backward, in segment_anything's code")
-    for key in pools:
-        speed = statistics.median(images / sum(taken.values()) for taken in times[key])
-        rate, most = flops * speed, rates[precisions[key]]
+    for key, precision in precisions.items():
+        speed = statistics.median(args.steps * args.batch_size / sum(taken.values()) for taken in times[key])
         parts = ", ".join(f"{part} {statistics.median(taken[part] for taken in times[key]) / args.steps * 1e3:.1f}"
                           for part in PARTS)
-        print(f"{key:<9} {precisions[key]}: {speed:8.2f} images/s, peak {memory[key] / 1e6:,.0f} MB, {rate / 1e9:,.0f} "
-              f"GFLOP/s ({rate / most:.0%} of {most / 1e9:,.0f}, a large product's)\n          ms a step: {parts}")
-    ratios = [sum(theirs.values()) / sum(mine.values()) for theirs, mine in zip(times["reference"], times["ours"])]
+        rate, peak_rate = flops * speed, peak_rates[precision]
+        print(f"{key:<9} {precision}: {speed:8.2f} images/s, peak {memory[key] / 1e6:,.0f} MB, {rate / 1e9:,.0f} "
+              f"GFLOP/s ({rate / peak_rate:.0%} of {peak_rate / 1e9:,.0f}, a large product's)\n"
+              f"          ms a step: {parts}")
+    ratios = [sum(theirs.values()) / sum(ours.values()) for theirs, ours in zip(times["reference"], times["ours"])]
     print("rounds: " + " ".join(f"{ratio:.2f}" for ratio in ratios))
     print(f"speedup {statistics.median(ratios):.2f} memory {memory['reference'] / memory['ours']:.2f}")
+
+
+def check_equality(pools: dict[str, ProcessPoolExecutor]) -> None:
+    """Compare the sides' losses and embeddings in float32; ends the run if they differ."""
+    (loss, embedding), (our_loss, our_embedding) = (pool.submit(first_outputs).result() for pool in pools.values())
+    differences = (abs(our_loss - loss) / abs(loss),  # with random weights the loss says little about the encoder
+                   np.linalg.norm(our_embedding - embedding) / np.linalg.norm(embedding))
+    print(f"in float32: loss of the reference {loss:.6f}, ours {our_loss:.6f}, relative difference "
+          f"{differences[0]:.1e}; of an image's embeddings {differences[1]:.1e}", flush=True)
+    if not max(differences) <= LARGEST_DIFFERENCE:
+        sys.exit(f"they differ by more than {LARGEST_DIFFERENCE:g}")
+
+
+def time_rounds(pools: dict[str, ProcessPoolExecutor], rounds: int, count: int) -> dict[str, list[dict[str, float]]]:
+    """The seconds of each part in each round of `count` steps, after a warm-up of one step."""
+    for pool in pools.values():
+        pool.submit(steps, 0, 1).result()
+    times = {key: [] for key in pools}
+    for number in range(1, rounds + 1):
+        for key, pool in pools.items():
+            times[key].append(pool.submit(steps, number, count).result())
+    return times
 
 
 def draw_images(folder: Path, count: int, objects: int, side: int, seed: int) -> Path:
@@ -157,7 +171,7 @@ def draw_images(folder: Path, count: int, objects: int, side: int, seed: int) ->
 # ---- in the process of one side -----------------------------------------------------------------------------
 
 class Side:
-    """A model, its optimiser and its data. Hooks take the encoder's time, so that the step stays train.py's."""
+    """A model, its optimiser and its data. Hooks time the encoder, so that the step remains that of train.py."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings, self.device = settings, torch.device(settings.device)
@@ -177,9 +191,9 @@ class Side:
         self.optimizer = torch.optim.AdamW(self.parameters, lr=1e-4, weight_decay=0.01, **fused)
         self.shuffle = torch.Generator()
         images = PromptedImages(read_samples(settings.table), sam.image_encoder.img_size,
-                                        settings.prompts_per_image, True, False)
+                                settings.prompts_per_image, True, False)
         self.loader = make_loader(images, sam.image_encoder.img_size, settings.batch_size, settings.num_workers,
-                                          self.device.type == "cuda", self.shuffle)
+                                  self.device.type == "cuda", self.shuffle)
         self.encoding, self.encoding_began = 0.0, 0.0
         sam.image_encoder.register_forward_pre_hook(self.before_encoder)
         sam.image_encoder.register_forward_hook(self.after_encoder)
@@ -225,16 +239,13 @@ class Side:
 
 
 def build(model_type: str, image_size: int | None) -> Sam:
-    """segment_anything's own, with the weights that ship, or random ones whose position tables are not zero."""
+    """segment_anything's SAM with the weights that ship, or random ones where none do."""
     sam = build_sam(model_type, image_size)
     if not SAM_TYPES[model_type].weights_sha256:
         state = read_state_dict(find_weights(model_type))
         sam.load_state_dict(resize_position_embeddings(state, sam))
         return sam
-    with torch.no_grad():
-        for name, parameter in sam.named_parameters():
-            if "pos_embed" in name or "rel_pos" in name:
-                parameter.normal_(std=0.02)
+    draw_position_tables(sam)
     return sam
 
 
@@ -303,7 +314,7 @@ def peak_memory() -> int:
 
 
 def flops_per_image() -> float:
-    """Of matrix products and convolutions in one forward and backward pass."""
+    """FLOPs of the matrix products and convolutions in one forward and backward pass."""
     from torch.utils.flop_counter import FlopCounterMode
     batch = next(SIDE.batches(0)).to(SIDE.device)
     with FlopCounterMode(display=False) as counter:
@@ -314,7 +325,7 @@ def flops_per_image() -> float:
 # ---- the machine --------------------------------------------------------------------------------------------
 
 def matmul_rate(device: torch.device, precision: str) -> float:
-    """FLOP/s of a large matrix product, the best of some."""
+    """FLOP/s of a large matrix product, the best of eight."""
     side = 8192 if device.type == "cuda" else 2048
     matrix = torch.randn(side, side, device=device, dtype=torch.bfloat16 if precision == "bf16" else torch.float32)
     best = float("inf")

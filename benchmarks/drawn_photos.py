@@ -1,6 +1,10 @@
-"""What benchmarks of train.py run on: drawn photos with their table, and random weights in the published format."""
+"""What benchmarks of train.py have in common: drawn photos with their table, random weights, and the run itself."""
 
+import subprocess
+import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
@@ -9,23 +13,34 @@ import pandas as pd
 from sam_lora import contracts
 from sam_lora.errors import UserError
 
+if TYPE_CHECKING:
+    from sam_lora.model.meta import Sam
 
-def write_weights(path: Path, model_type: str, seed: int) -> None:
-    """Random weights in the published format; position tables that are not all zero."""
+TRAIN = Path(__file__).resolve().parents[1] / "train.py"
+
+
+def write_weights(path: Path, model_type: str, seed: int, position_std: float = 0.02) -> None:
+    """Random weights in the published format."""
     import torch
 
     from sam_lora.model.sam import build_sam
     torch.manual_seed(seed)
     sam = build_sam(model_type)
-    with torch.no_grad():
-        for name, parameter in sam.named_parameters():
-            if "pos_embed" in name or "rel_pos" in name:
-                parameter.normal_(std=0.02)
+    draw_position_tables(sam, position_std)
     torch.save(sam.state_dict(), path)
 
 
+def draw_position_tables(sam: "Sam", std: float = 0.02) -> None:
+    """Random position tables: those of a fresh SAM are all zero."""
+    import torch
+    with torch.no_grad():
+        for name, parameter in sam.named_parameters():
+            if "pos_embed" in name or "rel_pos" in name:
+                parameter.normal_(std=std)
+
+
 def write_table(folder: Path, split: str, count: int, rng: np.random.Generator) -> None:
-    """`count` photos of 960 x 720 with one bright ellipse each, their masks, and the training table."""
+    """`count` photos of 960 x 720 pixels with one bright ellipse each, their masks, and the training table."""
     rows = []
     for number in range(count):
         image = cv2.resize(rng.integers(30, 120, (45, 60, 3), dtype=np.uint8), (960, 720))
@@ -40,3 +55,12 @@ def write_table(folder: Path, split: str, count: int, rng: np.random.Generator) 
         rows.append({"image": names[0], "label": names[1],
                      "points": f"[[{x},{y}],[{x - 20},{y}],[{x + 20},{y}]]"})
     pd.DataFrame(rows).to_csv(folder / contracts.training_table(split), index=False)
+
+
+def run_train(save_dir: Path, flags: Sequence[object]) -> pd.DataFrame:
+    """Run train.py as a user would; returns its log. Raises UserError with its last line if it fails."""
+    command = [sys.executable, TRAIN, "--save_dir", save_dir, *flags]
+    done = subprocess.run([str(word) for word in command], capture_output=True, text=True)
+    if done.returncode:
+        raise UserError(f"train.py failed: {done.stderr.strip().splitlines()[-1] if done.stderr.strip() else '?'}")
+    return pd.read_csv(save_dir / contracts.TRAINING_LOG)

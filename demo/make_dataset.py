@@ -1,11 +1,11 @@
-"""Make the demo's data set: the same procedural pictures in YOLO form and in COCO form.
+"""Make the demo's data set: the same procedural photos in YOLO form and in COCO form.
 
-Three classes, each a whole made of parts, so that three clicks leave open what is meant: a berry with its leaves and
-its highlight, a cell with its nucleus, ring and pale halo, a striped beetle with its head. The annotations always take
-the whole thing, which is what fine-tuning can learn and an untuned model cannot know. Pebbles, twigs and loose leaves
-lie about and are not annotated; twigs cut some objects into several parts.
+There are three classes, each made of parts, so that three clicks leave open what is meant: a berry with its leaves and
+highlight, a cell with its nucleus, ring and pale halo, a striped beetle with its head. Annotations always cover the
+whole object, which fine-tuning can learn and an untuned model cannot know. Pebbles, twigs and loose leaves lie about
+without annotations; twigs cut some objects into several parts.
 
-Writes  OUTPUT_DIR/yolo/data.yaml, OUTPUT_DIR/yolo/{train,valid,test}/{images,labels}/   polygons, one row an object
+Writes  OUTPUT_DIR/yolo/data.yaml, OUTPUT_DIR/yolo/{train,valid,test}/{images,labels}/   polygons, one row per object
         OUTPUT_DIR/coco/annotations.json, OUTPUT_DIR/coco/images/   polygons of one or more parts, some as RLE
 
     python demo/make_dataset.py --output_dir demo_output/data --seed 7
@@ -25,17 +25,17 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parent.parent
 CLASS_NAMES = ("berry", "cell", "beetle")
-SPLIT_SHARES = (("train", 0.6), ("valid", 0.2), ("test", 0.2))
-FINER = 4            # masks are drawn this much larger than the picture, so that outlines have sub-pixel corners
-MIN_AREA = 120       # visible pixels that are worth an annotation
-RLE_EVERY = 9        # every ninth COCO annotation is RLE, by turns compressed and uncompressed
+SPLIT_FRACTIONS = (("train", 0.6), ("valid", 0.2), ("test", 0.2))
+FINER = 4            # masks are drawn at this multiple of the size, so that outlines have sub-pixel corners
+MIN_AREA = 120       # visible pixels an object needs to be annotated
+RLE_EVERY = 9        # every ninth COCO annotation is RLE, alternately uncompressed and compressed
 
 
 def get_args_parser() -> argparse.ArgumentParser:
     parser = cli.make_parser(__doc__)
     data = parser.add_argument_group("data")
     data.add_argument("--num_images", type=cli.positive_int, default=75, metavar="N",
-                      help="320x240 and 240x320 by turns")
+                      help="photos, alternately 320 x 240 and 240 x 320 pixels")
     cli.add_seed(data)
     out = parser.add_argument_group("output")
     out.add_argument("--output_dir", default="demo_output/data", metavar="DIR", help="yolo/ and coco/ go here")
@@ -44,8 +44,6 @@ def get_args_parser() -> argparse.ArgumentParser:
 
 
 def main(args: argparse.Namespace) -> None:
-    import json
-
     import cv2
     import numpy as np
     from tqdm import tqdm
@@ -60,36 +58,53 @@ def main(args: argparse.Namespace) -> None:
     splits = split_names(rng, args.num_images)
     images, annotations = [], []
     with staged_folder(args.output_dir, ("yolo", "coco"), args.overwrite) as folder:
-        for split, _ in SPLIT_SHARES:
-            for kind in ("images", "labels"):
-                (folder / "yolo" / split / kind).mkdir(parents=True)
-        (folder / "coco" / "images").mkdir(parents=True)
+        make_folders(folder)
         for number in tqdm(range(args.num_images), desc="pictures", disable=None):
             size = (320, 240) if number % 2 == 0 else (240, 320)
             picture, objects = draw_picture(rng, bank, *size)
             stem = f"plate_{number:03d}"
-            _, packed = cv2.imencode(".jpg", picture[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 92])
-            (folder / "yolo" / splits[number] / "images" / f"{stem}.jpg").write_bytes(packed.tobytes())
-            (folder / "coco" / "images" / f"{stem}.jpg").write_bytes(packed.tobytes())
-            rows = [yolo_row(item.class_id, item.outlines, *size) for item in objects]
-            text = "".join(f"{row}\n" for row in rows)
-            (folder / "yolo" / splits[number] / "labels" / f"{stem}.txt").write_text(text, encoding="utf-8")
+            write_picture(folder, splits[number], stem, picture, objects)
             images.append({"id": number + 1, "file_name": f"{stem}.jpg", "width": size[0], "height": size[1]})
             for item in objects:
                 annotations.append(coco_annotation(len(annotations) + 1, number + 1, item, *size))
-        (folder / "yolo" / "data.yaml").write_text(
-            "".join(f"{split.replace('valid', 'val')}: {split}/images\n" for split, _ in SPLIT_SHARES)
-            + f"\nnc: {len(CLASS_NAMES)}\nnames: [{', '.join(CLASS_NAMES)}]\n", encoding="utf-8")
-        categories = [{"id": i + 1, "name": name, "supercategory": "demo"} for i, name in enumerate(CLASS_NAMES)]
-        (folder / "coco" / "annotations.json").write_text(json.dumps(
-            {"images": images, "annotations": annotations, "categories": categories}), encoding="utf-8")
+        write_indices(folder, images, annotations)
     print(f"{args.num_images} pictures with {len(annotations)} objects in {args.output_dir}/yolo and "
           f"{args.output_dir}/coco")
 
 
+def make_folders(folder: Path) -> None:
+    for split, _ in SPLIT_FRACTIONS:
+        for kind in ("images", "labels"):
+            (folder / "yolo" / split / kind).mkdir(parents=True)
+    (folder / "coco" / "images").mkdir(parents=True)
+
+
+def write_picture(folder: Path, split: str, stem: str, picture: "np.ndarray", objects: list["Annotated"]) -> None:
+    """The picture (H, W, 3) uint8 RGB as JPEG in both forms, and its YOLO labels."""
+    import cv2
+    height, width = picture.shape[:2]
+    _, packed = cv2.imencode(".jpg", picture[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 92])
+    for images in (folder / "yolo" / split / "images", folder / "coco" / "images"):
+        (images / f"{stem}.jpg").write_bytes(packed.tobytes())
+    rows = [yolo_row(item.class_id, item.outlines, width, height) for item in objects]
+    (folder / "yolo" / split / "labels" / f"{stem}.txt").write_text("".join(f"{row}\n" for row in rows),
+                                                                    encoding="utf-8")
+
+
+def write_indices(folder: Path, images: list[dict], annotations: list[dict]) -> None:
+    """data.yaml of the YOLO form and annotations.json of the COCO form."""
+    import json
+    (folder / "yolo" / "data.yaml").write_text(
+        "".join(f"{split.replace('valid', 'val')}: {split}/images\n" for split, _ in SPLIT_FRACTIONS)
+        + f"\nnc: {len(CLASS_NAMES)}\nnames: [{', '.join(CLASS_NAMES)}]\n", encoding="utf-8")
+    categories = [{"id": i + 1, "name": name, "supercategory": "demo"} for i, name in enumerate(CLASS_NAMES)]
+    (folder / "coco" / "annotations.json").write_text(json.dumps(
+        {"images": images, "annotations": annotations, "categories": categories}), encoding="utf-8")
+
+
 def split_names(rng: "np.random.Generator", count: int) -> list[str]:
-    """The split of each picture, at random, with the shares of SPLIT_SHARES; three pictures or more use every split."""
-    names = [name for name, share in SPLIT_SHARES[1:] for _ in range(max(1, round(share * count)))]
+    """A random split for each photo, in the proportions of SPLIT_FRACTIONS; from three photos on no split is empty."""
+    names = [name for name, fraction in SPLIT_FRACTIONS[1:] for _ in range(max(1, round(fraction * count)))]
     names = (["train"] * count + names)[-count:] if count > len(names) else ["train", *names][:count]
     return [names[i] for i in rng.permutation(len(names))]
 
@@ -98,7 +113,7 @@ def split_names(rng: "np.random.Generator", count: int) -> list[str]:
 
 @dataclass
 class Annotated:
-    """One visible object: class, mask (H, W) bool, and the outlines (N, 2) xy of its parts in pixels, finest first."""
+    """One visible object: class, mask (H, W) bool, and the outlines (N, 2) xy of its parts in pixels, largest first."""
 
     class_id: int
     mask: "np.ndarray"
@@ -106,7 +121,7 @@ class Annotated:
 
 
 class Plate:
-    """A picture in the making, FINER times too large. Each layer has coverage and colour; later ones lie on top."""
+    """A canvas FINER times as large as the photo. Each layer has coverage and colour; later layers lie on top."""
 
     def __init__(self, rng: "np.random.Generator", bank, width: int, height: int) -> None:
         import numpy as np
@@ -127,7 +142,10 @@ class Plate:
 
     def layer(self, outline: "np.ndarray", base, contrast: float, owner: int | None = None, opacity: float = 1.0,
               dome: float = 0.0, soft: float = 0.0) -> None:
-        """Paint the inside of an outline ((N, 2) xy, pixels of the finished picture). `owner` 0 covers, None adds."""
+        """Paint the inside of an outline ((N, 2) xy, pixels of the finished photo).
+
+        `owner` is the object that the pixels then belong to, 0 for none; None leaves them to their object.
+        """
         import cv2
         import numpy as np
         points = np.round(outline * FINER * 16).astype(np.int32)
@@ -316,9 +334,9 @@ def mask_of(outlines: list["np.ndarray"], width: int, height: int) -> "np.ndarra
 
 
 def yolo_row(class_id: int, outlines: list["np.ndarray"], width: int, height: int) -> str:
-    """One label row: class and polygon, x and y as shares of the width and height.
+    """One label row: class and polygon, x and y divided by the width and height.
 
-    YOLO has one polygon a row, so parts are joined, as the usual converters do, by a bridge of no width.
+    YOLO allows one polygon per row, so parts are joined by bridges of zero width, as the usual converters do.
     """
     import numpy as np
     joined = outlines[0]
@@ -327,12 +345,12 @@ def yolo_row(class_id: int, outlines: list["np.ndarray"], width: int, height: in
         here, there = np.unravel_index(gaps.argmin(), gaps.shape)
         loop = np.roll(outline, -there, axis=0)
         joined = np.concatenate([joined[:here + 1], loop, loop[:1], joined[here:]])
-    shares = np.clip(joined / (width, height), 0, 1)
-    return " ".join([str(class_id), *(f"{value:.6f}" for value in shares.ravel())])
+    normalised = np.clip(joined / (width, height), 0, 1)
+    return " ".join([str(class_id), *(f"{value:.6f}" for value in normalised.ravel())])
 
 
 def coco_annotation(number: int, image_id: int, item: Annotated, width: int, height: int) -> dict:
-    """One COCO annotation; category ids start at 1."""
+    """One COCO annotation. Category ids start at 1."""
     import numpy as np
     from pycocotools import mask as coco_mask
     segmentation: object = [outline.ravel().tolist() for outline in item.outlines]
