@@ -256,7 +256,7 @@ def load_exported(path: Path, header: dict[str, Any], name: str) -> tuple["Sam",
     """
     from sam_lora.model.meta import sam_model_registry
     from sam_lora.model.sam import load_sam
-    from sam_lora.model.sam_types import SAM_TYPES
+    from sam_lora.sam_types import SAM_TYPES
     model_type, image_size = header["model_type"], header["image_size"]
     if model_type in sam_model_registry and image_size == SAM_TYPES[model_type].image_size:
         return (sam_model_registry[model_type](checkpoint=path).eval(),

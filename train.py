@@ -19,7 +19,7 @@ from pathlib import Path
 
 from sam_lora import cli, contracts
 from sam_lora.errors import UserError
-from sam_lora.model.sam_types import LORA_TARGETS, LOSSES, SAM_TYPES
+from sam_lora.sam_types import LORA_TARGETS, LOSSES, SAM_TYPES
 
 PROMPT_SAMPLING = {"table": 0.0, "random": 1.0, "mixed": 0.5}  # fraction of rows that get other points in an epoch
 PIXEL_AUGMENTATION = {"flip": (True, False), "color_jitter": (0.0, 0.0)}  # default without and with kept features
@@ -53,7 +53,7 @@ def add_data(parser: argparse.ArgumentParser) -> None:
              "mixed: random for half of the rows. Validation always has the table's")
     add("--flip", action=argparse.BooleanOptionalAction,
         help="mirror training images at random, both ways; default: on, unless --feature_cache is")
-    add("--color_jitter", type=cli.share, metavar="F",
+    add("--color_jitter", type=cli.fraction, metavar="F",
         help="change brightness, contrast and saturation of training images by up to this fraction; default: 0")
     cli.add_num_workers(group, 2)
 
@@ -100,7 +100,7 @@ def add_optimisation(parser: argparse.ArgumentParser) -> None:
     add("--multimask_weight", type=cli.non_negative_float, default=0.25, metavar="W",
         help="weight of the best of the three ambiguity masks, which automatic mask generation uses; 0 does not train "
              "them")
-    add("--ema", type=cli.share, default=0.0, metavar="D",
+    add("--ema", type=cli.fraction, default=0.0, metavar="D",
         help="validate and keep a moving average of the weights: 0.99 averages about the last 100 steps; 0: the "
              "weights themselves")
     add("--patience", type=cli.positive_int, default=5, metavar="N",

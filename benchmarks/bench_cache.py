@@ -25,7 +25,7 @@ from drawn_photos import run_train, write_table, write_weights
 
 from sam_lora import cli, contracts
 from sam_lora.errors import UserError
-from sam_lora.model.sam_types import SAM_TYPES
+from sam_lora.sam_types import SAM_TYPES
 
 SIDES = {"kept features": "--feature_cache", "recomputed": "--no-feature_cache"}
 LARGEST_DIFFERENCE = 1e-2  # of losses; in bfloat16 the first steps of AdamW amplify small rounding errors

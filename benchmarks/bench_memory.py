@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from drawn_photos import run_train, write_table, write_weights
 
 from sam_lora import cli, contracts
-from sam_lora.model.sam_types import SAM_TYPES
+from sam_lora.sam_types import SAM_TYPES
 
 FLAGS = ("--precision fp32", "--precision bf16", "--precision bf16 --grad_checkpoint",
          "--precision bf16 --lora_blocks 4", "--precision bf16 --lora_blocks 0", "--precision bf16 --image_size 512",

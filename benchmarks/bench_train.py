@@ -27,12 +27,12 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
+from torch.utils.data import BatchSampler, RandomSampler
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from drawn_photos import draw_position_tables
 
-import train
 from sam_lora import cli, workers
 from sam_lora.data.samples import read_samples
 from sam_lora.model import attention, checkpoints
@@ -42,10 +42,12 @@ from sam_lora.model.lora import LoraSettings
 from sam_lora.model.meta import Sam
 from sam_lora.model.precision import select_device
 from sam_lora.model.sam import build_sam, checkpoint_blocks, resize_position_embeddings
-from sam_lora.model.sam_types import SAM_TYPES
 from sam_lora.model.weights import find_weights, read_state_dict
+from sam_lora.sam_types import SAM_TYPES
 from sam_lora.tables import points_to_json
 from sam_lora.training import distributed, losses
+from sam_lora.training.precision import choose_precision
+from sam_lora.training.update import GRADIENT_CLIP
 
 LORA = LoraSettings(rank=16, alpha=32.0)
 MULTIMASK_WEIGHT = 0.25     # train.py's default
@@ -192,8 +194,9 @@ class Side:
         self.shuffle = torch.Generator()
         images = PromptedImages(read_samples(settings.table), sam.image_encoder.img_size,
                                 settings.prompts_per_image, True, False)
+        shuffled = BatchSampler(RandomSampler(images, generator=self.shuffle), settings.batch_size, drop_last=False)
         self.loader = make_loader(images, sam.image_encoder.img_size, settings.batch_size, settings.num_workers,
-                                  self.device.type == "cuda", self.shuffle)
+                                  self.device.type == "cuda", shuffled)
         self.encoding, self.encoding_began = 0.0, 0.0
         sam.image_encoder.register_forward_pre_hook(self.before_encoder)
         sam.image_encoder.register_forward_hook(self.after_encoder)
@@ -210,10 +213,10 @@ class Side:
         self.encoding += self.now() - self.encoding_began
 
     def autocast(self) -> contextlib.AbstractContextManager:
-        return train.select_precision(self.settings.precision, self.device, self.sam, distributed.Ranks())[0]
+        return choose_precision(self.settings.precision, self.device, self.sam, distributed.Ranks()).autocast
 
     def loss(self, batch: Batch) -> torch.Tensor:
-        compute = train.batch_loss if self.settings.ours else one_at_a_time
+        compute = losses.batch_loss if self.settings.ours else one_at_a_time
         return compute(self.sam, batch, losses.bce_iou, MULTIMASK_WEIGHT)[0]
 
     def batches(self, round_number: int):
@@ -229,7 +232,7 @@ class Side:
         marks.append(self.now())
         loss.backward()
         marks.append(self.now())
-        torch.nn.utils.clip_grad_norm_(self.parameters, train.GRADIENT_CLIP)
+        torch.nn.utils.clip_grad_norm_(self.parameters, GRADIENT_CLIP)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         marks.append(self.now())
@@ -250,7 +253,7 @@ def build(model_type: str, image_size: int | None) -> Sam:
 
 
 def one_at_a_time(sam: Sam, batch: Batch, mask_loss: losses.MaskLoss, multimask_weight: float):
-    """The loss of train.batch_loss, by segment_anything's modules, with one image or prompt in each call."""
+    """The loss of losses.batch_loss, by segment_anything's modules, with one image or prompt in each call."""
     import torch.nn.functional as F
     side, all_losses = batch.images.shape[-1], []
     for image in range(len(batch.images)):

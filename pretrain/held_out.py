@@ -17,7 +17,7 @@ from sam_lora.model.encode import preprocess
 from sam_lora.model.meta import Sam
 from sam_lora.model.prompts import Prompts, decode_all, upscale_to_frame
 from sam_lora.model.sam import build_sam, resize_position_embeddings
-from sam_lora.model.sam_types import SAM_TYPES
+from sam_lora.sam_types import SAM_TYPES
 
 MODEL_TYPE = "vit_mini"
 CURVE_FILE = "curve.csv"

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from sam_lora.errors import UserError
-from sam_lora.model.sam_types import SAM_TYPES
+from sam_lora.sam_types import SAM_TYPES
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
@@ -109,7 +109,6 @@ def fraction(text: str) -> float:
     return value
 
 
-share = fraction  # train.py's name for it, until the branches are merged
 
 
 # ---- arguments of several scripts: one name, type and help text for each -----------------------------------

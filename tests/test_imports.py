@@ -21,8 +21,6 @@ MAY_IMPORT = {
     "door": {"base", "data", "model"},  # sam_lora/sam.py, which users import and the package does not
 }
 DOOR = "sam_lora.sam"
-# Until the other branches of issue 11 are merged: each line that is no longer needed fails its test.
-NOT_YET = {("sam_lora.results.evaluation", "sam_lora.training.losses"), ("benchmarks.bench_train", "train")}
 SCRIPT_FOLDERS = ("demo", "benchmarks", "pretrain")
 
 
@@ -69,13 +67,13 @@ def is_script(path: Path) -> bool:
 def test_the_package_imports_one_way(module):
     allowed = MAY_IMPORT[room(module)] | {room(module)}
     forbidden = {other for other in imported(PACKAGE[module]) if other in SCRIPTS or room(other) not in allowed}
-    assert forbidden == {other for importer, other in NOT_YET if importer == module}
+    assert not forbidden
 
 
 @pytest.mark.parametrize("module", sorted(SCRIPTS))
 def test_no_script_imports_another(module):
     scripts = {other for other in imported(SCRIPTS[module]) if other in SCRIPTS and is_script(SCRIPTS[other])}
-    assert scripts == {other for importer, other in NOT_YET if importer == module}
+    assert not scripts
 
 
 def test_no_module_imports_itself_by_a_detour():

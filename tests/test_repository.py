@@ -82,7 +82,6 @@ def test_the_readmes_tree_names_what_is_there():
     assert not [path for path in readme_tree() if not (ROOT / path).exists()]
 
 
-@pytest.mark.xfail(strict=True, reason="issue 11: the README's tree is written once all branches are merged")
 def test_the_readmes_tree_names_every_script_and_every_folder(tracked):
     paths = [PurePosixPath(name) for name in tracked if not name.startswith(".")]
     folders = {f"{path.parts[0]}/" for path in paths if len(path.parts) > 1}

@@ -16,7 +16,7 @@ from torch import Tensor
 from sam_lora.errors import UserError
 from sam_lora.export.parity import Probe, Reference, allowed_difference
 from sam_lora.model.meta import Sam  # mends torchvision, which transformers imports too
-from sam_lora.model.sam_types import SAM_TYPES
+from sam_lora.sam_types import SAM_TYPES
 
 if TYPE_CHECKING:
     import transformers

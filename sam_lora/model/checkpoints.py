@@ -22,8 +22,8 @@ from sam_lora.files import atomic_path
 from sam_lora.model.lora import LoraSettings, add_lora, merge_lora, trainable_parameters
 from sam_lora.model.meta import Sam
 from sam_lora.model.sam import load_sam
-from sam_lora.model.sam_types import SAM_TYPES
 from sam_lora.model.weights import find_weights, load_plain, misfit
+from sam_lora.sam_types import SAM_TYPES
 
 FORMAT = "sam-lora"
 FORMAT_VERSION = 1

@@ -19,7 +19,7 @@ from torch import nn
 
 from sam_lora.errors import UserError
 from sam_lora.model.meta import Sam
-from sam_lora.model.sam_types import LORA_TARGETS
+from sam_lora.sam_types import LORA_TARGETS
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ from torch.utils.checkpoint import checkpoint
 from sam_lora.errors import UserError
 from sam_lora.model.attention import speed_up
 from sam_lora.model.meta import ImageEncoderViT, MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
-from sam_lora.model.sam_types import SAM_TYPES
 from sam_lora.model.weights import find_weights, misfit, read_state_dict, sha256_of
+from sam_lora.sam_types import SAM_TYPES
 
 PIXEL_MEAN = (123.675, 116.28, 103.53)  # SAM's, of RGB values from 0 to 255
 PIXEL_STD = (58.395, 57.12, 57.375)

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from sam_lora.errors import UserError
 from sam_lora.files import STAGING_PREFIX
-from sam_lora.model.sam_types import SAM_TYPES
+from sam_lora.sam_types import SAM_TYPES
 
 WEIGHTS_URL = "https://dl.fbaipublicfiles.com/segment_anything/"
 WEIGHTS_FOLDER = Path("weights")

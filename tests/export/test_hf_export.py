@@ -13,7 +13,7 @@ from sam_lora.export import hf_export, parity
 from sam_lora.model.meta import ResizeLongestSide
 from sam_lora.model.prompts import postprocess_masks
 from sam_lora.model.sam import build_sam, load_sam
-from sam_lora.model.sam_types import SAM_TYPES
+from sam_lora.sam_types import SAM_TYPES
 
 
 @pytest.fixture(scope="module")

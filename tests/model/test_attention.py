@@ -13,7 +13,7 @@ from sam_lora.model.attention_cpu import chunked_attention
 from sam_lora.model.lora import LoraSettings, add_lora, merge_lora
 from sam_lora.model.meta import Block
 from sam_lora.model.sam import checkpoint_blocks
-from sam_lora.model.sam_types import SAM_TYPES
+from sam_lora.sam_types import SAM_TYPES
 
 WAYS = [pytest.param(chunked_attention, id="chunked"), pytest.param(folded_attention, id="folded")]
 GLOBAL, WINDOWED = 0, 5   # sides of windows; the grid below is 8 x 8: windows reach over its edge

@@ -11,8 +11,8 @@ import torch
 
 from sam_lora.errors import UserError
 from sam_lora.model import weights
-from sam_lora.model.sam_types import SAM_TYPES
 from sam_lora.model.weights import download, find_weights, misfit, read_state_dict
+from sam_lora.sam_types import SAM_TYPES
 
 CONTENT = bytes(range(256)) * 5000  # 1.28 MB, more than one read
 SHA256 = hashlib.sha256(CONTENT).hexdigest()

@@ -5,14 +5,14 @@ import sys
 from pathlib import Path
 
 from sam_lora import cli
-from sam_lora.model.sam_types import LOSSES, SAM_TYPES
+from sam_lora.sam_types import LOSSES, SAM_TYPES
 from sam_lora.training.losses import MASK_LOSSES
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_the_names_load_no_heavy_library():
-    code = ("import sys; import sam_lora.model.sam_types; "
+    code = ("import sys; import sam_lora.sam_types; "
             "print(sorted({'torch', 'numpy', 'cv2', 'pandas', 'peft'} & set(sys.modules)))")
     assert subprocess.check_output([sys.executable, "-c", code], text=True, cwd=ROOT).strip() == "[]"
 
