@@ -170,7 +170,7 @@ def measure_table(sam: "Sam", path: str) -> dict[str, float]:
     from sam_lora.data.samples import check_samples, read_samples
     from sam_lora.model.batches import PromptedImages, batches, make_loader
     from sam_lora.results import metrics
-    from sam_lora.results.evaluation import predict
+    from sam_lora.results.predict import predict
     rows = read_samples(path)
     check_samples(rows, path, need_labels=True)
     side = sam.image_encoder.img_size

@@ -8,7 +8,7 @@ from sam_lora import cli
 from sam_lora.sam_types import LOSSES, SAM_TYPES
 from sam_lora.training.losses import MASK_LOSSES
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def test_the_names_load_no_heavy_library():

@@ -14,9 +14,9 @@ def infer(candidate: Candidate, request: SampleTable | SinglePhoto | PhotoFolder
     workers.keep_freed_memory()
 
     def load() -> Sam:
-        return candidate.load().to(runtime.device)
+        return load_anywhere().to(runtime.device)
 
-    candidate = dataclasses.replace(candidate, load=load)
+    load_anywhere, candidate = candidate.load, dataclasses.replace(candidate, load=load)
     if isinstance(request, SinglePhoto):
         annotate.predict_image(candidate, request, destination)
     elif isinstance(request, PhotoFolder):

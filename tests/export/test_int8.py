@@ -8,6 +8,7 @@ from conftest import make_crops, random_sam
 from sam_lora.errors import UserError
 from sam_lora.export import int8, onnx_export
 from sam_lora.results import evaluation
+from sam_lora.results.requests import Candidate, Destination, Runtime, SampleTable
 
 SIDE = 128
 
@@ -65,8 +66,8 @@ def test_the_float_iou_is_that_of_the_inference_script(sam, files, crops, tmp_pa
     samples = int8.read_int8_samples(crops.test_csv)
     cost = int8.int8_costs(sam, all_files(files), samples)["both"]
     results = evaluation.evaluate_table(
-        lambda: sam, crops.test_csv, tmp_path / "results", "x", batch_size=2, num_pictures=0, num_workers=0,
-        device=torch.device("cpu"), seed=0, overwrite=False)
+        Candidate(lambda: sam, tuned=False), SampleTable(str(crops.test_csv)),
+        Destination(tmp_path / "results", num_pictures=0), Runtime(torch.device("cpu"), batch_size=2))
     assert cost.float_iou == pytest.approx(results["iou"].astype(float).mean(), abs=2e-3)
 
 

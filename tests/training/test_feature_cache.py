@@ -21,7 +21,7 @@ from sam_lora.errors import UserError
 from sam_lora.model.batches import Batch, PromptedImages, batches, make_loader
 from sam_lora.model.checkpoints import prepare_for_training
 from sam_lora.model.encode import encode_frozen, encode_rest, image_embeddings, preprocess
-from sam_lora.results import evaluation
+from sam_lora.results.predict import predict
 from sam_lora.training import feature_cache
 from sam_lora.training.feature_cache import FeatureCache
 from sam_lora.training.precision import Precision
@@ -166,7 +166,7 @@ def test_predictions_are_the_same_from_features(sam, photos, tmp_path):
     table = write_table(photos, tmp_path)
     cache = make_cache(sam, tmp_path / "kept")
     cache.fill(photos, 2)
-    plain, kept = (sorted(evaluation.predict(sam, load(table, one), CPU, contextlib.nullcontext()),
+    plain, kept = (sorted(predict(sam, load(table, one), contextlib.nullcontext()),
                           key=lambda prediction: prediction.row) for one in (None, cache))
     assert [one.row for one in kept] == [one.row for one in plain] == list(range(6))
     assert any(one.mask.any() for one in plain)
@@ -180,7 +180,7 @@ def test_entries_computed_during_validation_can_be_trained_on(sam, photos, tmp_p
     cache = make_cache(sam, tmp_path / "kept")
     cache.fill(photos, 2)
     shutil.rmtree(tmp_path / "kept")
-    list(evaluation.predict(sam, load(table, cache), CPU, contextlib.nullcontext()))
+    list(predict(sam, load(table, cache), contextlib.nullcontext()))
     assert cache.encoded == 5 + 5
     for batch in load(table, cache):
         image_embeddings(sam, batch).sum().backward()
