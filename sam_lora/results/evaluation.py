@@ -14,8 +14,8 @@ from sam_lora.data.manifest import class_names, source_photos
 from sam_lora.data.samples import Sample, check_samples, read_samples
 from sam_lora.files import refuse_replacing, staged_folder
 from sam_lora.model.meta import Sam
-from sam_lora.results import comparison, report, sample_pictures
-from sam_lora.results.comparison import OtherResults
+from sam_lora.results import comparison, comparison_pictures, report, sample_pictures
+from sam_lora.results.other_results import OtherResults, read_other_results
 from sam_lora.results.predict import Prediction, predict_rows
 from sam_lora.results.prompt_trials import PromptTrials, trials_sentence, trials_table
 from sam_lora.results.report import Findings
@@ -81,7 +81,7 @@ def read_test_table(table: SampleTable) -> ReadTable:
     check_samples(samples, table.test_csv, need_labels=False)
     other = None
     if table.compare_to is not None:
-        other = comparison.read_other_results(table.compare_to, samples, table.test_csv)
+        other = read_other_results(table.compare_to, samples, table.test_csv)
     return ReadTable(samples, class_names(samples), source_photos(samples), other)
 
 
@@ -143,7 +143,8 @@ def add_comparison(findings: Findings, results: pd.DataFrame, read: ReadTable, f
     compared = comparison.compare(scored["class_name"].tolist(), [read.photos[row] for row in rows], base, after, seed)
     findings.tables[contracts.COMPARISON_TABLE] = compared
     findings.sentences.append(comparison.verdict(compared))
-    findings.notes += comparison.draw(scored, [read.samples[row] for row in rows], read.other, folder, tuned, compared)
+    findings.notes += comparison_pictures.draw(scored, [read.samples[row] for row in rows], read.other, folder, tuned,
+                                               compared)
 
 
 def add_trials(findings: Findings, scored: ScoredTable, prefix: str) -> None:
