@@ -5,19 +5,17 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 import yaml
 from conftest import make_crop, random_sam
-from hypothesis import given
-from hypothesis import strategies as st
+from converted_annotations import convert, iou
 from PIL import Image
 from pycocotools.coco import COCO
 
 import process_coco_dataset
 import process_yolo_to_classwise
-from sam_lora.data import geometry, imaging
+from sam_lora.data import imaging
 from sam_lora.errors import UserError
 from sam_lora.results import annotate
 from sam_lora.results.requests import Candidate, Destination, PhotoFolder, Runtime, SinglePhoto
@@ -88,10 +86,6 @@ def predict_image(photos: Path, sam, prompts: list[tuple], out: Path) -> list:
 
 def files_of(folder: Path) -> set[str]:
     return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
-
-
-def iou(first: np.ndarray, second: np.ndarray) -> float:
-    return np.count_nonzero(first & second) / np.count_nonzero(first | second)
 
 
 # ---- files and COCO -------------------------------------------------------------------------------------------
@@ -182,18 +176,6 @@ def test_an_empty_mask_is_a_png_and_no_annotation(predict, blind, capsys):
 
 # ---- back into our own converters ---------------------------------------------------------------------------------
 
-def convert(script, *flags) -> dict[tuple[str, str], list[np.ndarray]]:
-    """{(photo, class): its full-size masks in the order of their annotations or label rows} of a converter's output."""
-    *flags, output = map(str, flags)
-    script.main(script.get_args_parser().parse_args(
-        [*flags, "--output_dir", output, "--no_crop", "--min_size", "1", "--num_workers", "0", "--strict"]))
-    found = {}
-    for row in pd.read_csv(Path(output) / "instances.csv").to_dict("records"):
-        key = (row["source_image"].removeprefix("images/"), row["class_name"])
-        found.setdefault(key, []).append(imaging.load_mask(Path(output) / row["mask_path"]))
-    return found
-
-
 EXPECTED = {("a.jpg", "red disc"): [0], ("sub/b.png", "green bar"): [1], ("a.jpg", "green bar"): [2],
             ("a.jpg", "object"): [3]}
 
@@ -216,57 +198,6 @@ def test_our_yolo_converter_reads_nearly_the_masks(predict, photos, tmp_path, ca
     assert found.keys() == EXPECTED.keys()
     for key, (row,) in EXPECTED.items():  # random weights make ragged masks: the converter fills notches of one pixel
         assert iou(found[key][0], imaging.load_mask(out / MASKS[row])) > 0.9
-
-
-def draw(shape: str) -> np.ndarray:
-    canvas = np.zeros((90, 140), np.uint8)
-    if shape == "disc":
-        cv2.circle(canvas, (70, 44), 35, 1, -1)
-    if shape == "small disc":
-        cv2.circle(canvas, (70, 44), 4, 1, -1)
-    if shape == "rectangle at the corner":
-        canvas[:40, :61] = 1
-    if shape == "tilted":
-        cv2.fillPoly(canvas, [np.array([(10, 12), (128, 40), (60, 80)])], 1)
-    if shape in ("ring", "ring and two parts"):
-        cv2.circle(canvas, (70, 44), 30, 1, 9)
-    if shape == "ring and two parts":
-        canvas[3:12, 4:30] = canvas[70:85, 110:132] = 1
-    return canvas > 0
-
-
-@pytest.mark.parametrize("shape", ["disc", "small disc", "rectangle at the corner", "tilted", "ring",
-                                   "ring and two parts"])
-def test_solid_shapes_survive_yolo(tmp_path, shape, capsys):
-    mask = draw(shape)
-    assert mask.any()
-    for folder in ("images", "labels"):
-        (tmp_path / "set" / folder).mkdir(parents=True)
-    imaging.write_png(tmp_path / "set" / "images" / "a.png", np.zeros((*mask.shape, 3), np.uint8))
-    row = annotate.yolo_row(0, geometry.mask_to_polygon(mask), mask.shape[::-1])
-    assert row.count("\n") == 1 and len(row.split()) < 300
-    (tmp_path / "set" / "labels" / "a.txt").write_text(row)
-    found = convert(process_yolo_to_classwise, "--dataset_dir", tmp_path / "set", "--class_names", shape,
-                    tmp_path / "crops")
-    assert iou(found["a.png", shape][0], mask) > 0.95
-
-
-@pytest.mark.parametrize(("images", "stems"), [
-    pytest.param(["a.jpg", "sub/a.jpg"], ["a", "sub/a"], id="folders are kept"),
-    pytest.param(["a.jpg", "a.png", "A.PNG"], ["a", "a_png", "A_PNG_"], id="one stem, or one but for its case"),
-    pytest.param(["train/images/a.jpg", "Images/b.jpg"], ["train/a", "b"], id="folders called images"),
-    pytest.param(["a.b.jpg", "c"], ["a.b", "c"], id="dots, no suffix"),
-])
-def test_output_stems(images, stems):
-    assert annotate.output_stems(images) == dict(zip(images, stems))
-
-
-@given(st.lists(st.from_regex(r"\A(?:[ab]/|images/){0,3}[aAb_]{1,2}(?:\.png|\.jpg|\.PNG)?\Z"), unique=True))
-def test_output_stems_are_different_whatever_the_images(images):
-    stems = annotate.output_stems(images)
-    assert list(stems) == images
-    assert len({stem.casefold() for stem in stems.values()}) == len(images)
-    assert not any("images" in stem.split("/")[:-1] for stem in stems.values())
 
 
 def test_a_yolo_set_of_images_that_yolo_tools_would_pass_over_or_mix_up(predict, photos, tmp_path, capsys):

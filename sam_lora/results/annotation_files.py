@@ -1,0 +1,93 @@
+"""Predicted masks as annotation tools read them: COCO's JSON, and a YOLO data set.
+
+COCO's RLE holds the very pixels of a mask, a YOLO polygon nearly.
+"""
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from sam_lora import contracts
+from sam_lora.data import geometry, imaging
+from sam_lora.results.predict import Prediction
+from sam_lora.results.prompt_table import PromptedObject, PromptTable
+from sam_lora.workers import map_in_threads
+
+
+@dataclass(frozen=True)
+class AnnotatedMask:
+    """What the annotation files need of a predicted mask."""
+
+    annotation: dict            # of a COCO file, without id
+    size_wh: tuple[int, int]
+    polygon: np.ndarray | None  # (N, 2) xy, N 0 for an empty mask; None unless asked for
+
+
+def annotated_mask(prediction: Prediction, item: PromptedObject, with_polygon: bool) -> AnnotatedMask:
+    mask = prediction.mask
+    annotation = {"image_id": item.image_id, "category_id": item.category_id, **mask_to_coco(mask), "iscrowd": 0,
+                  "score": round(prediction.predicted_iou, 6), "mask": item.mask_name}
+    return AnnotatedMask(annotation, mask.shape[::-1], geometry.mask_to_polygon(mask) if with_polygon else None)
+
+
+# ---- COCO ---------------------------------------------------------------------------------------------------
+
+def mask_to_coco(mask: np.ndarray) -> dict:
+    """A mask, (H, W) bool, in COCO's terms: segmentation (compressed RLE, counts as text), bbox [x, y, w, h], area."""
+    from pycocotools import mask as coco_mask
+    rle = coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8))
+    x0, y0, x1, y1 = geometry.mask_to_xyxy(mask) or (0, 0, 0, 0)
+    return {"segmentation": {"size": list(mask.shape), "counts": rle["counts"].decode("ascii")},
+            "bbox": [x0, y0, x1 - x0, y1 - y0], "area": int(np.count_nonzero(mask))}
+
+
+def coco_content(table: PromptTable, annotated: Sequence[AnnotatedMask]) -> dict:
+    """The content of predictions.json: all images, and an annotation for each mask that is not empty."""
+    sizes = [annotated[rows[0]].size_wh for rows in table.rows_of.values()]
+    kept = [item.annotation for item in annotated if item.annotation["area"]]
+    return {"info": {"description": "masks predicted by SAM; score is the IoU that the model itself expects"},
+            "licenses": [],
+            "images": [{"id": number, "file_name": image, "width": width, "height": height}
+                       for number, (image, (width, height)) in enumerate(zip(table.rows_of, sizes), start=1)],
+            "annotations": [{"id": number, **annotation} for number, annotation in enumerate(kept, start=1)],
+            "categories": [{"id": number, "name": name, "supercategory": ""}
+                           for name, number in table.categories.items()]}
+
+
+# ---- YOLO ---------------------------------------------------------------------------------------------------
+
+def write_yolo(table: PromptTable, annotated: Sequence[AnnotatedMask], folder: Path) -> None:
+    """A whole data set: data.yaml, the images, and a label file for each, empty where it has no mask."""
+    import yaml
+    folder.mkdir()
+    class_names = list(table.categories)
+    settings = {"train": contracts.IMAGES_FOLDER, "val": contracts.IMAGES_FOLDER, "nc": len(class_names),
+                "names": dict(enumerate(class_names))}
+    (folder / "data.yaml").write_text(yaml.safe_dump(settings, sort_keys=False, allow_unicode=True), encoding="utf-8")
+
+    def write(rows: Sequence[int]) -> None:
+        source, stem = table.samples[rows[0]].image, table.objects[rows[0]].stem
+        suffix = source.suffix if source.suffix.lower() in imaging.IMAGE_SUFFIXES else ".png"
+        image, label = folder / contracts.IMAGES_FOLDER / f"{stem}{suffix}", folder / "labels" / f"{stem}.txt"
+        for path in (image, label):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        if suffix == source.suffix:
+            shutil.copyfile(source, image)
+        else:  # a kind of file that YOLO tools skip
+            imaging.write_png(image, imaging.load_image(source))
+        label.write_text("".join(yolo_row(item.annotation["category_id"] - 1, item.polygon, item.size_wh)
+                                 for item in (annotated[row] for row in rows) if item.annotation["area"]),
+                         encoding="utf-8")
+    written = map_in_threads(write, table.rows_of.values())
+    for _ in tqdm(written, "labels", len(table.rows_of), unit="image", disable=None):
+        pass
+
+
+def yolo_row(class_id: int, polygon: np.ndarray, size_wh: tuple[int, int]) -> str:
+    """One line of a label file: the class id, then x and y of each corner as fractions of width and height."""
+    numbers = (polygon / size_wh).ravel()
+    return f"{class_id} {' '.join(f'{number:.6f}' for number in numbers)}\n"
