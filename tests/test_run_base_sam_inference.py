@@ -1,5 +1,6 @@
 """run_base_sam_inference.py: the same outputs as run_inference.py under its own names, through the same code."""
 
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -7,33 +8,20 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import random_sam
+from conftest import files_below, random_sam
+from inference_runs import STEMS, run_base, run_tuned
 
-import run_base_sam_inference
-import run_inference
 from sam_lora import contracts
 from sam_lora.errors import UserError
 from sam_lora.model.checkpoints import library_versions, prepare_for_training, save_checkpoint, trained_state
 from sam_lora.model.sam import load_sam
 
-STEMS = [f"{number:05d}_photo{number + 9}_0001" for number in range(1, 7)]
-
 
 @pytest.fixture
 def run(crops, mini_weights, tmp_path, monkeypatch):
+    """Calls run_base_sam_inference.py with further flags, below tmp_path; results go to tmp_path/base."""
     monkeypatch.chdir(tmp_path)
-
-    def call(*flags) -> Path:
-        arguments = ["--model_type", "vit_mini", "--checkpoint", mini_weights, "--output_dir", "base", *flags]
-        if not {"--image", "--images_dir"} & {*flags}:
-            arguments += ["--test_csv", crops.test_csv]
-        run_base_sam_inference.main(run_base_sam_inference.get_args_parser().parse_args(list(map(str, arguments))))
-        return tmp_path / "base"
-    return call
-
-
-def files_of(folder: Path) -> set[str]:
-    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    return partial(run_base, crops, mini_weights)
 
 
 def test_files_and_tables(run, crops, capsys):
@@ -41,7 +29,7 @@ def test_files_and_tables(run, crops, capsys):
     results = pd.read_csv(out / "base_sam_results.csv", keep_default_na=False)
     pictures = {*results["picture"]} - {""}
     assert len(pictures) == 3
-    assert files_of(out) == {"predictions.jpg", "base_sam_results.csv", "base_sam_class_iou_summary.csv",
+    assert files_below(out) == {"predictions.jpg", "base_sam_results.csv", "base_sam_class_iou_summary.csv",
                              "base_sam_size_iou_summary.csv", "report.html", *pictures,
                              *(f"masks/{stem}.png" for stem in STEMS)}
     assert list(results.columns) == list(contracts.RESULT_COLUMNS)
@@ -60,26 +48,23 @@ def test_an_untrained_checkpoint_scores_what_its_base_scores(run, crops, mini_we
               "prompt": "3 points", "epoch": 0, "metrics": {}, "versions": library_versions()}
     save_checkpoint(tmp_path / "untrained.ckpt", header, trained_state(sam))
     base_csv, tuned = base / "base_sam_results.csv", tmp_path / "tuned"
-    run_inference.main(run_inference.get_args_parser().parse_args(
-        ["--checkpoint", str(tmp_path / "untrained.ckpt"), "--base_checkpoint", str(mini_weights), "--num_pictures",
-         "2", "--test_csv", str(crops.test_csv), "--output_dir", "tuned", "--compare_to", str(base_csv)]))
+    run_tuned(crops, mini_weights, tmp_path / "untrained.ckpt", "--num_pictures", 2, "--output_dir", "tuned",
+              "--compare_to", base_csv)
     pd.testing.assert_frame_equal(pd.read_csv(base_csv), pd.read_csv(tuned / "finetuned_sam_results.csv"))
     for folder in ("masks", "samples"):
-        assert files_of(base / folder) == files_of(tuned / folder)
+        assert files_below(base / folder) == files_below(tuned / folder)
     assert (pd.read_csv(tuned / "comparison.csv")["mean_difference"] == 0).all()
-    assert not {"improved.jpg", "regressed.jpg"} & files_of(tuned)
+    assert not {"improved.jpg", "regressed.jpg"} & files_below(tuned)
 
 
 def test_compared_with_the_tuned_model_the_base_stays_the_base(run, tmp_path, mini_checkpoint, mini_weights, crops):
-    run_inference.main(run_inference.get_args_parser().parse_args(
-        ["--checkpoint", str(mini_checkpoint), "--base_checkpoint", str(mini_weights), "--num_pictures", "0",
-         "--test_csv", str(crops.test_csv), "--output_dir", "tuned"]))
+    run_tuned(crops, mini_weights, mini_checkpoint, "--num_pictures", 0, "--output_dir", "tuned")
     tuned = tmp_path / "tuned" / "finetuned_sam_results.csv"
     comparison = pd.read_csv(run("--num_pictures", 0, "--compare_to", tuned) / "comparison.csv")
     assert comparison["tuned_iou"][2] == pytest.approx(pd.read_csv(tuned)["iou"].mean(), abs=1e-5)
     base = pd.read_csv(tmp_path / "base" / "base_sam_results.csv")
     assert comparison["base_iou"][2] == pytest.approx(base["iou"].mean(), abs=1e-5)
-    assert {"comparison.png", "improved.jpg"} < files_of(tmp_path / "base")   # the tuned masks are found
+    assert {"comparison.png", "improved.jpg"} < files_below(tmp_path / "base")   # the tuned masks are found
 
 
 def test_both_models_are_tried_with_the_same_other_points(run, tmp_path, mini_weights, crops):
@@ -94,7 +79,7 @@ def test_both_models_are_tried_with_the_same_other_points(run, tmp_path, mini_we
 def test_one_image(run, crops):
     image = crops.folder / pd.read_csv(crops.test_csv)["image"][0]
     out = run("--image", image, "--box", "5,5,50,30")
-    assert files_of(out) == {"photo10_0001_mask.png", "photo10_0001_overlay.jpg"}
+    assert files_below(out) == {"photo10_0001_mask.png", "photo10_0001_overlay.jpg"}
     mask = cv2.imread(str(out / "photo10_0001_mask.png"), cv2.IMREAD_UNCHANGED)
     assert mask.shape == cv2.imread(str(image)).shape[:2]
 
@@ -103,7 +88,7 @@ def test_a_folder_of_images_with_a_table_of_prompts(run, crops):
     image = Path(pd.read_csv(crops.test_csv)["image"][0])
     (crops.folder / "prompts.csv").write_text(f'image,box\n{image.name},"[5,5,50,30]"\n')
     out = run("--images_dir", crops.folder / image.parent, "--prompts_csv", crops.folder / "prompts.csv")
-    assert files_of(out) == {"masks/photo10_0001_1.png", "overlays/photo10_0001.jpg", "predictions.json"}
+    assert files_below(out) == {"masks/photo10_0001_1.png", "overlays/photo10_0001.jpg", "predictions.json"}
     alone = run("--image", crops.folder / image, "--box", "5,5,50,30", "--output_dir", "one").parent / "one"
     assert (out / "masks" / "photo10_0001_1.png").read_bytes() == (alone / "photo10_0001_mask.png").read_bytes()
 
@@ -112,6 +97,14 @@ def test_another_image_size(run, capsys):
     out = run("--image_size", 128, "--num_pictures", 0)
     assert "at 128 px" in capsys.readouterr().out
     assert np.isfinite(pd.read_csv(out / "base_sam_results.csv")["iou"]).all()
+
+
+def test_flags_that_contradict_are_refused_before_anything_is_read(run, tmp_path, capsys):
+    """Which ones do: tests/results/test_arguments.py."""
+    with pytest.raises(SystemExit) as stopped:
+        run("--save_yolo", "--checkpoint", "not_even_there")
+    assert stopped.value.code == 2 and "--save_yolo: only with --images_dir" in capsys.readouterr().err
+    assert not (tmp_path / "base").exists()
 
 
 @pytest.mark.parametrize(("flags", "message"), [
