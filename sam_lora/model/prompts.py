@@ -121,7 +121,7 @@ def _embed_prompts(encoder: PromptEncoder, prompts: Prompts, mask_input: Tensor 
     if labels.shape[1]:
         points = encoder.pe_layer.forward_with_coords(prompts.point_coords + 0.5, encoder.input_image_size)
         learned = torch.cat([encoder.point_embeddings[0].weight, encoder.point_embeddings[1].weight])
-        sparse.append((points + learned[labels]).to(points.dtype))
+        sparse.append((points + learned[labels.long()]).to(points.dtype))
         if boxes is None:  # then SAM adds a point that is none
             sparse.append(encoder.not_a_point_embed.weight.to(points.dtype).expand(count, 1, -1))
     if boxes is not None:

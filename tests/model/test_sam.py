@@ -395,3 +395,24 @@ def test_a_small_model_stays_in_float32_on_any_cpu_and_a_large_one_where_bfloat1
     with torch.device("meta"):
         sam = build_sam("vit_b")
     assert not bf16_is_faster(sam)
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize(("labels", "boxed", "masked"), [
+    pytest.param([[1, 0, 1], [0, 0, 1]], False, False, id="points"),
+    pytest.param([[1], [0]], True, True, id="points, boxes and masks"),
+    pytest.param([[], []], True, False, id="boxes"),
+    pytest.param([[1.0], [0.0]], False, True, id="labels as floats")])
+def test_prompts_are_embedded_as_by_segment_anything_to_the_last_bit(mini_weights, labels, boxed, masked, autocast):
+    from sam_lora.model.prompts import Prompts, _embed_prompts
+    encoder = load_sam("vit_mini", mini_weights)[0].prompt_encoder
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.tensor(labels)
+    coords = torch.rand(2, labels.shape[1], 2, generator=generator) * 255
+    boxes = torch.rand(2, 4, generator=generator) * 255 if boxed else None
+    masks = torch.randn(2, 1, 64, 64, generator=generator) if masked else None
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        ours = _embed_prompts(encoder, Prompts(coords, labels, boxes), masks)
+        theirs = encoder(points=(coords, labels) if labels.shape[1] else None, boxes=boxes, masks=masks)
+    for one, other in zip(ours, theirs):
+        assert one.dtype == other.dtype and torch.equal(one, other)
