@@ -61,23 +61,21 @@ def add_data(parser: argparse.ArgumentParser) -> None:
 def add_model_and_lora(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("model")
     cli.add_model(group)
-    group.add_argument("--image_size", type=cli.positive_int, metavar="PX",
-                       help="side of the model frame; default: the model's own (1024; vit_mini 256). Smaller is faster")
-    group.add_argument("--train_decoder", action=argparse.BooleanOptionalAction, default=True,
-                       help="train the whole mask decoder beside LoRA")
+    add = group.add_argument
+    add("--image_size", type=cli.positive_int, metavar="PX",
+        help="side of the model frame; default: the model's own (1024; vit_mini 256). Smaller is faster")
+    add("--train_decoder", action=argparse.BooleanOptionalAction, default=True, help="train the mask decoder too")
     add = parser.add_argument_group("LoRA").add_argument
     add("--lora_rank", type=cli.positive_int, default=16, metavar="R", help="width of the low-rank pair")
     add("--lora_alpha", type=cli.non_negative_float, default=32, metavar="A",
         help="the pair's output is scaled by alpha / rank")
-    add("--lora_dropout", type=cli.non_negative_float, default=0.0, metavar="P",
-        help="dropout before the low-rank pair")
+    add("--lora_dropout", type=cli.non_negative_float, default=0.0, metavar="P", help="dropout before the pair")
     add("--lora_targets", nargs="+", choices=LORA_TARGETS, default=["qkv"], metavar="LAYER",
         help=f"layers of each encoder block that get LoRA: {', '.join(LORA_TARGETS)}")
     add("--lora_blocks", type=cli.non_negative_int, metavar="N",
         help="adapt the last N encoder blocks only; default: all; 0 leaves the encoder frozen")
     add("--rslora", action="store_true", help="scale by alpha / sqrt(rank): for large ranks")
-    add("--dora", action="store_true",
-        help="DoRA: train the length of each output's weights beside their direction; slower")
+    add("--dora", action="store_true", help="train the length of each output's weights beside their direction; slower")
 
 
 def add_optimisation(parser: argparse.ArgumentParser) -> None:
@@ -95,14 +93,11 @@ def add_optimisation(parser: argparse.ArgumentParser) -> None:
     add("--weight_decay", type=cli.non_negative_float, default=0.01, metavar="WD", help="AdamW's")
     add("--warmup", type=cli.non_negative_float, default=0.05, metavar="F",
         help="fraction of all steps in which the learning rate rises; a cosine falls after it")
-    add("--loss", choices=LOSSES, default="bce_iou",
-        help="BCE + soft IoU, 20 focal + Dice (SAM's own), or BCE + Dice")
+    add("--loss", choices=LOSSES, default="bce_iou", help="BCE + soft IoU, SAM's 20 focal + Dice, or BCE + Dice")
     add("--multimask_weight", type=cli.non_negative_float, default=0.25, metavar="W",
-        help="weight of the best of the three ambiguity masks, which automatic mask generation uses; 0 does not train "
-             "them")
+        help="weight of the best of the three ambiguity masks, for automatic mask generation; 0 does not train them")
     add("--ema", type=cli.fraction, default=0.0, metavar="D",
-        help="validate and keep a moving average of the weights: 0.99 averages about the last 100 steps; 0: the "
-             "weights themselves")
+        help="validate and keep a moving average of the weights: 0.99 averages about the last 100 steps; 0: none")
     add("--patience", type=cli.positive_int, default=5, metavar="N",
         help="stop after this many epochs without a better validation IoU")
     add("--stop_after_epoch", type=cli.positive_int, metavar="N",
@@ -113,12 +108,13 @@ def add_optimisation(parser: argparse.ArgumentParser) -> None:
 def add_hardware(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("hardware")
     cli.add_device(group)
-    group.add_argument("--precision", choices=("auto", "fp32", "bf16", "fp16"), default="auto",
-                       help="auto: bf16 on a GPU that has it, fp16 on one that has not; on a CPU fp32, or bf16 if it "
-                            "has instructions for it and measures faster")
-    group.add_argument("--grad_checkpoint", action="store_true",
-                       help="recompute encoder blocks in the backward pass: less memory, more time")
-    group.add_argument("--compile", action="store_true", help="torch.compile the image encoder")
+    add = group.add_argument
+    add("--precision", choices=("auto", "fp32", "bf16", "fp16"), default="auto",
+        help="auto: bf16 on a GPU that has it, fp16 on one that has not; on a CPU fp32, or bf16 if it has instructions "
+             "for it and measures faster")
+    add("--grad_checkpoint", action="store_true",
+        help="recompute encoder blocks in the backward pass: less memory, more time")
+    add("--compile", action="store_true", help="torch.compile the image encoder")
     add = parser.add_argument_group("frozen work, done once").add_argument
     add("--feature_cache", action=argparse.BooleanOptionalAction,
         help="keep what the frozen encoder blocks make of each image, so that only the first epoch pays for them; "
@@ -134,10 +130,10 @@ def add_hardware(parser: argparse.ArgumentParser) -> None:
 
 def add_output(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("output")
-    group.add_argument("--save_dir", default=contracts.CHECKPOINTS_FOLDER, metavar="DIR", help="checkpoints go here")
-    group.add_argument("--save_top_k", type=cli.non_negative_int, default=3, metavar="K",
-                       help="keep the checkpoints of the K best epochs")
-    group.add_argument("--resume", action="store_true", help="go on from last.ckpt in --save_dir")
+    add = group.add_argument
+    add("--save_dir", default=contracts.CHECKPOINTS_FOLDER, metavar="DIR", help="checkpoints go here")
+    add("--save_top_k", type=cli.non_negative_int, default=3, metavar="K", help="keep the K best epochs' checkpoints")
+    add("--resume", action="store_true", help="go on from last.ckpt in --save_dir")
     cli.add_overwrite(group)
 
 
@@ -150,8 +146,8 @@ def settle(args: argparse.Namespace) -> None:
     if args.lora_blocks == 0 and not args.train_decoder:
         refuse("--lora_blocks 0 with --no-train_decoder leaves nothing to train")
     if args.feature_cache and changing_pixels:
-        refuse(f"--feature_cache keeps the features of unchanged images and {changing_pixels[0]} "
-                                "changes them in every epoch: give one of them")
+        refuse(f"--feature_cache keeps the features of unchanged images and {changing_pixels[0]} changes them in every "
+               "epoch: give one of them")
     if args.feature_cache is None:
         args.feature_cache = trained_blocks(args) < SAM_TYPES[args.model_type].depth and not changing_pixels
     defaults = {name: values[args.feature_cache] for name, values in PIXEL_AUGMENTATION.items()}
@@ -328,9 +324,8 @@ def checkpoint_header(args: argparse.Namespace, sam, base_sha256: str, tables: T
 def make_features(args: argparse.Namespace, sam, base_sha256: str, precision):
     """The cache of what the frozen encoder blocks make of each image, still empty, or None."""
     from sam_lora.training.feature_cache import FeatureCache
-    if not args.feature_cache:
-        return None
-    return FeatureCache(sam, trained_blocks(args), base_sha256, precision, args.cache_precision, Path(args.cache_dir))
+    settings = trained_blocks(args), base_sha256, precision, args.cache_precision, Path(args.cache_dir)
+    return FeatureCache(sam, *settings) if args.feature_cache else None
 
 
 def make_loaders(args: argparse.Namespace, tables: Tables, sam, features, ranks):

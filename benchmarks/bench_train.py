@@ -27,7 +27,6 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
-from torch.utils.data import BatchSampler, RandomSampler
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -36,7 +35,7 @@ from drawn_photos import draw_position_tables
 from sam_lora import cli, workers
 from sam_lora.data.samples import read_samples
 from sam_lora.model import attention, checkpoints
-from sam_lora.model.batches import Batch, PromptedImages, batches, make_loader
+from sam_lora.model.batches import Batch, PromptedImages
 from sam_lora.model.encode import frame_mask, preprocess
 from sam_lora.model.lora import LoraSettings
 from sam_lora.model.meta import Sam
@@ -46,6 +45,7 @@ from sam_lora.model.weights import find_weights, read_state_dict
 from sam_lora.sam_types import SAM_TYPES
 from sam_lora.tables import points_to_json
 from sam_lora.training import distributed, losses
+from sam_lora.training.loading import Loader
 from sam_lora.training.precision import choose_precision
 from sam_lora.training.update import GRADIENT_CLIP
 
@@ -191,12 +191,10 @@ class Side:
         self.parameters = [parameter for parameter in sam.parameters() if parameter.requires_grad]
         fused = {"fused": self.device.type in ("cpu", "cuda")} if settings.ours else {}  # as train.py does
         self.optimizer = torch.optim.AdamW(self.parameters, lr=1e-4, weight_decay=0.01, **fused)
-        self.shuffle = torch.Generator()
-        images = PromptedImages(read_samples(settings.table), sam.image_encoder.img_size,
-                                settings.prompts_per_image, True, False)
-        shuffled = BatchSampler(RandomSampler(images, generator=self.shuffle), settings.batch_size, drop_last=False)
-        self.loader = make_loader(images, sam.image_encoder.img_size, settings.batch_size, settings.num_workers,
-                                  self.device.type == "cuda", shuffled)
+        images = PromptedImages(read_samples(settings.table), sam.image_encoder.img_size, settings.prompts_per_image,
+                                True, False)
+        self.loader = Loader(images, batch_size=settings.batch_size, num_workers=settings.num_workers,
+                             pin_memory=self.device.type == "cuda", ranks=distributed.Ranks(), seed=settings.seed)
         self.encoding, self.encoding_began = 0.0, 0.0
         sam.image_encoder.register_forward_pre_hook(self.before_encoder)
         sam.image_encoder.register_forward_hook(self.after_encoder)
@@ -220,8 +218,8 @@ class Side:
         return compute(self.sam, batch, losses.bce_iou, MULTIMASK_WEIGHT)[0]
 
     def batches(self, round_number: int):
-        self.shuffle.manual_seed(self.settings.seed + round_number)
-        return batches(self.loader)
+        self.loader.order.epoch = round_number
+        return iter(self.loader)
 
     def step(self, batches, times: dict[str, float]) -> None:
         marks, self.encoding = [self.now()], 0.0
@@ -253,7 +251,7 @@ def build(model_type: str, image_size: int | None) -> Sam:
 
 
 def one_at_a_time(sam: Sam, batch: Batch, mask_loss: losses.MaskLoss, multimask_weight: float):
-    """The loss of losses.batch_loss, by segment_anything's modules, with one image or prompt in each call."""
+    """The loss of `losses.batch_loss`, by segment_anything's modules, with one image or prompt in each call."""
     import torch.nn.functional as F
     side, all_losses = batch.images.shape[-1], []
     for image in range(len(batch.images)):

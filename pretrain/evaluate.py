@@ -177,7 +177,7 @@ def measure_table(sam: "Sam", path: str) -> dict[str, float]:
     dataset = PromptedImages(rows, side, 16, with_targets=False, with_masks=True)
     loader = make_loader(dataset, side, BATCH, 0, pin_memory=False)
     scored = [(metrics.iou(p.mask, p.truth), p.truth.mean(), p.predicted_iou)
-              for p in predict(sam, batches(loader), sam.pixel_mean.device, contextlib.nullcontext())]
+              for p in predict(sam, batches(loader), contextlib.nullcontext())]
     iou, whole, predicted = np.array(scored).T
     return {"n": len(iou), "points": round(float(iou.mean()), 4), "whole_crop_as_mask": round(float(whole.mean()), 4),
             "spearman_predicted_iou": round(spearman(predicted, iou), 4)}

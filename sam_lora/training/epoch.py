@@ -46,7 +46,7 @@ class Epoch:
     def add(self, loss: Tensor, iou: Tensor, masks: int) -> None:
         """Count a batch of `masks` masks, unless its loss is not finite."""
         loss = loss.detach()
-        values = torch.stack([loss * masks, iou * masks, torch.full_like(loss, masks)])
+        values = torch.stack([loss, iou, torch.ones_like(loss)]).to(self.sums.dtype) * masks
         self.sums += torch.where(loss.isfinite(), values, 0)
 
     def trained(self) -> None:

@@ -7,7 +7,7 @@ from conftest import random_sam
 
 from sam_lora.model.encode import preprocess
 from sam_lora.model.meta import ResizeLongestSide, SamPredictor
-from sam_lora.model.prompts import Prompts, decode, decode_all, postprocess_masks
+from sam_lora.model.prompts import Prompts, _embed_prompts, decode, decode_all, postprocess_masks
 
 SIDE = 256
 
@@ -102,3 +102,23 @@ def test_prompts_are_cut_and_grouped_by_kind():
     box_only = prompts.rows(torch.tensor([2, 5]))
     assert box_only.point_coords.shape == (2, 0, 2) and box_only.boxes.tolist() == prompts.boxes[[2, 5]].tolist()
     assert prompts.rows(torch.tensor([0, 4])).boxes is None
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize(("labels", "boxed", "masked"), [
+    pytest.param([[1, 0, 1], [0, 0, 1]], False, False, id="points"),
+    pytest.param([[1], [0]], True, True, id="points, boxes and masks"),
+    pytest.param([[], []], True, False, id="boxes"),
+    pytest.param([[1.0], [0.0]], False, True, id="labels as floats")])
+def test_prompts_are_embedded_as_by_segment_anything_to_the_last_bit(mini, labels, boxed, masked, autocast):
+    encoder = mini.prompt_encoder
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.tensor(labels)
+    coords = torch.rand(2, labels.shape[1], 2, generator=generator) * 255
+    boxes = torch.rand(2, 4, generator=generator) * 255 if boxed else None
+    masks = torch.randn(2, 1, 64, 64, generator=generator) if masked else None
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        ours = _embed_prompts(encoder, Prompts(coords, labels, boxes), masks)
+        theirs = encoder(points=(coords, labels) if labels.shape[1] else None, boxes=boxes, masks=masks)
+    for one, other in zip(ours, theirs):
+        assert one.dtype == other.dtype and torch.equal(one, other)
