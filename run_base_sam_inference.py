@@ -1,13 +1,14 @@
 """Step 5, the baseline: predict and score the test table with SAM as released, before any fine-tuning.
 
-The same code as run_inference.py with other weights, so the two differ in nothing else.
+It runs the same code as run_inference.py: only the weights differ.
 
 Reads   test_reformatted.csv (step 3), SAM's weights
 Writes  base_sam_results/: report.html (everything on one page), predictions.jpg (contact sheet), samples/
         (prompt, prediction, ground truth side by side), masks/ (PNG, 0 or 255), base_sam_results.csv (a row per
         sample), base_sam_class_iou_summary.csv and base_sam_size_iou_summary.csv. --compare_to adds
-        comparison.csv, comparison.png, improved.jpg and regressed.jpg (what changed most); --prompt_trials adds
-        base_sam_prompt_trials.csv. A table whose column `label` is empty gives masks and pictures, no scores.
+        comparison.csv, comparison.png, improved.jpg and regressed.jpg (the objects that changed most);
+        --prompt_trials adds base_sam_prompt_trials.csv. Rows with an empty `label` get masks and pictures but no
+        scores.
 
     python run_base_sam_inference.py --test_csv test_reformatted.csv --model_type vit_b
     python run_base_sam_inference.py --image photo.jpg --box 30,40,210,180   photo_mask.png and photo_overlay.jpg
@@ -26,7 +27,8 @@ def get_args_parser() -> argparse.ArgumentParser:
     model = arguments.add_inference(parser, contracts.BASE_RESULTS_FOLDER, contracts.training_table("test"))
     cli.add_model(model)
     model.add_argument("--image_size", type=cli.positive_int, metavar="PX",
-                       help="side of the model frame, as in train.py; default: the model's own (1024; vit_mini 256)")
+                       help="side of the square that the model sees, as in train.py; default: the model's own (1024; "
+                            "vit_mini 256)")
     return parser
 
 

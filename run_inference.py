@@ -1,11 +1,12 @@
-"""Step 5: predict and score the test table with the fine-tuned SAM; or predict images of your own.
+"""Step 5: predict and score the test table with the fine-tuned SAM; or predict photos of your own.
 
 Reads   test_reformatted.csv (step 3), checkpoints/sam_lora_final.ckpt (step 4), SAM's weights
 Writes  finetuned_sam_results2/: report.html (everything on one page), predictions.jpg (contact sheet), samples/
         (prompt, prediction, ground truth side by side), masks/ (PNG, 0 or 255), finetuned_sam_results.csv (a row per
         sample), finetuned_sam_class_iou_summary.csv and finetuned_sam_size_iou_summary.csv. --compare_to adds
-        comparison.csv, comparison.png, improved.jpg and regressed.jpg (what changed most); --prompt_trials adds
-        finetuned_sam_prompt_trials.csv. A table whose column `label` is empty gives masks and pictures, no scores.
+        comparison.csv, comparison.png, improved.jpg and regressed.jpg (the objects that changed most);
+        --prompt_trials adds finetuned_sam_prompt_trials.csv. Rows with an empty `label` get masks and pictures but no
+        scores.
 
     python run_inference.py --test_csv test_reformatted.csv --compare_to base_sam_results/base_sam_results.csv
     python run_inference.py --image photo.jpg --points "120,80 140,95"      photo_mask.png and photo_overlay.jpg
@@ -25,9 +26,10 @@ def get_args_parser() -> argparse.ArgumentParser:
     parser = cli.make_parser(__doc__)
     model = arguments.add_inference(parser, contracts.TUNED_RESULTS_FOLDER, contracts.training_table("test"))
     model.add_argument("--checkpoint", default=f"{contracts.CHECKPOINTS_FOLDER}/{contracts.FINAL_CHECKPOINT}",
-                       metavar="FILE", help="checkpoint of train.py")
+                       metavar="FILE", help="fine-tuned checkpoint, written by train.py")
     model.add_argument("--base_checkpoint", metavar="FILE",
-                       help="the SAM weights it was trained on (.pth); default: found by its type, as in train.py")
+                       help="SAM weights that the checkpoint was trained on (.pth); default: located by model type, as "
+                            "in train.py")
     return parser
 
 

@@ -1,4 +1,4 @@
-"""What pictures are made of: text, layout, an example scaled to a tile with its prompt and masks, crops on a sheet.
+"""The parts of pictures: text, layout, an example scaled to a tile with its prompt and masks, crops on a sheet.
 
 Pictures are (H, W, 3) uint8 RGB, drawn with OpenCV, text with Pillow. Three colours of Okabe and Ito's palette, which
 differ in hue and in brightness, tell right, too much and missed apart for colour-blind readers and on grey printouts.
@@ -57,15 +57,15 @@ class Scaled:
                                     interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC)
 
     def coverage(self, mask: np.ndarray) -> np.ndarray:
-        """(h, w) float32: the share of each tile pixel that the mask covers, so that a thin object stays visible."""
+        """(h, w) float32: the fraction of each tile pixel that the mask covers, so that a thin object stays visible."""
         return cv2.resize(mask.astype(np.float32), self.size,
                           interpolation=cv2.INTER_AREA if self.scale < 1 else cv2.INTER_NEAREST)
 
     def tinted(self, areas: Sequence[tuple[np.ndarray, tuple[int, int, int]]], outline: np.ndarray,
                grey: bool = True) -> np.ndarray:
-        """The image under coloured areas, with a white line around one mask, outside it: it may be thin.
+        """The image under coloured areas. The white outline runs just outside its mask, which may be thin.
 
-        In dim `grey` the colours mean one thing only.
+        With `grey`, the image is dimmed and grey, so that colour only means the areas.
         """
         picture = self.image
         if grey:
@@ -114,7 +114,7 @@ class Scaled:
 # ---- crops ------------------------------------------------------------------------------------------------
 
 def crop_sheet(title: str, cells: Sequence[np.ndarray]) -> np.ndarray:
-    """Many crops on one picture. `cells`: what `crop_cell` made."""
+    """Many crops on one picture. `cells`: pictures by `crop_cell`."""
     width = CROP_COLUMNS * CROP_TILE[0] + (CROP_COLUMNS - 1) * GAP
     parts = [text_strip(title, width, 18, INK)]
     for start in range(0, len(cells), CROP_COLUMNS):
@@ -127,7 +127,7 @@ def crop_cell(image: np.ndarray, mask: np.ndarray, heading: str, subheading: str
     height, width = mask.shape
     scaled = Scaled(Example(image, (), (), None, mask, None), min(CROP_TILE[0] / width, CROP_TILE[1] / height))
     coverage = scaled.coverage(mask)
-    shown = coverage > 0.5 * coverage.max()  # half of what there is: a crack is thinner than a pixel here
+    shown = coverage > 0.5 * coverage.max()  # half of the largest: a crack is thinner than a pixel here
     around = cv2.dilate(shown.astype(np.uint8), np.ones((5, 5), np.uint8))  # so that the line does not hide a thin one
     contours, _ = cv2.findContours(around, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
     picture = scaled.image.copy()
@@ -141,10 +141,10 @@ def crop_cell(image: np.ndarray, mask: np.ndarray, heading: str, subheading: str
 
 @lru_cache
 def font_of(size: int) -> ImageFont.ImageFont:
-    """DejaVu Sans, which comes with matplotlib and has most of the world's alphabets; else Pillow's own."""
-    found = importlib.util.find_spec("matplotlib")  # looks it up, does not import it
-    if found and found.origin:
-        path = Path(found.origin).parent / "mpl-data" / "fonts" / "ttf" / "DejaVuSans.ttf"
+    """DejaVu Sans, which comes with matplotlib and covers most of the world's scripts; otherwise Pillow's font."""
+    matplotlib = importlib.util.find_spec("matplotlib")  # located, not imported
+    if matplotlib and matplotlib.origin:
+        path = Path(matplotlib.origin).parent / "mpl-data" / "fonts" / "ttf" / "DejaVuSans.ttf"
         if path.is_file():
             return ImageFont.truetype(str(path), size)
     return ImageFont.load_default(size)

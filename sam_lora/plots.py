@@ -1,4 +1,4 @@
-"""Plots as PNG files: the training curves, base against tuned. Only here matplotlib is used; it opens no window."""
+"""Plots as PNG files: the training curves, base against tuned. matplotlib is used nowhere else, and opens no window."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING

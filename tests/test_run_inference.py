@@ -208,6 +208,6 @@ def test_trials_where_nothing_can_be_tried(run, crops, capsys):
 
 def test_other_samples_are_refused_before_the_model_runs(run, base_results, crops, tmp_path):
     pd.read_csv(crops.test_csv)[:5].to_csv(crops.folder / "five.csv", index=False)
-    with pytest.raises(UserError, match=r"scored other samples than .*five.csv has \(0 only in .*, 1 only in "):
+    with pytest.raises(UserError, match=r"scored different samples than .*five.csv \(0 only in .*, 1 only in "):
         run("--test_csv", crops.folder / "five.csv", "--compare_to", base_results, "--checkpoint", "not_even_there")
     assert not (tmp_path / "out").exists()

@@ -1,4 +1,4 @@
-"""The flags that both inference scripts share, and what they ask for. Free of torch, for `--help`."""
+"""The flags that both inference scripts share, and the requests they make. Free of torch, for `--help`."""
 
 import argparse
 from collections.abc import Callable
@@ -37,7 +37,7 @@ def xyxy_box(text: str) -> tuple[float, ...]:
 
 
 def _or_none(kind: Callable[[str], object]) -> Callable[[str], object]:
-    """argparse type: as `kind`, and "none" for an object that has no such prompt."""
+    """argparse type: like `kind`, but also accepts "none" for an object without such a prompt."""
     return lambda text: None if text.strip().casefold() == "none" else kind(text)
 
 
@@ -54,42 +54,42 @@ def _numbers(text: str, count: int, form: str) -> list[float]:
 # ---- flags --------------------------------------------------------------------------------------------------
 
 def add_inference(parser: argparse.ArgumentParser, output_dir: str, test_csv: str) -> argparse._ArgumentGroup:
-    """The arguments of both inference scripts, after their own; returns the group on the model."""
+    """Add the flags that both inference scripts share; returns the group "model", for their own flags."""
     model = parser.add_argument_group("model")
     data = parser.add_argument_group("data")
     source = data.add_mutually_exclusive_group()
     source.add_argument("--test_csv", default=test_csv, metavar="FILE", help="table of step 3; every row is scored")
-    source.add_argument("--image", metavar="FILE", help="one image without ground truth, instead of a table")
+    source.add_argument("--image", metavar="FILE", help="predict one photo without ground truth instead of a table")
     source.add_argument("--images_dir", metavar="DIR",
-                        help="many images without ground truth, with --prompts_csv: masks, overlays, predictions.json")
+                        help="predict a folder of photos without ground truth; needs --prompts_csv")
     data.add_argument("--prompts_csv", metavar="FILE",
-                      help="an object a row: image (path below --images_dir), points as [[x,y],…] and/or box as "
-                           "[x0,y0,x1,y1], optionally point_labels as [1,0,…] and class_name")
-    prompt = parser.add_argument_group("prompt for --image", "For several objects give a flag several times: the n-th "
-                                       "of each is object n's, `none` where it has no such prompt.")
+                      help="table with one object per row: image (path below --images_dir), points as [[x,y],…] "
+                           "and/or box as [x0,y0,x1,y1], optionally point_labels as [1,0,…] and class_name")
+    prompt = parser.add_argument_group("prompt for --image", "For several objects, repeat the flags: the n-th of each "
+                                       "belongs to object n; write `none` where it has no such prompt.")
     prompt.add_argument("--points", type=_or_none(xy_points), action="append", metavar='"X,Y X,Y"',
-                        help="clicks, in pixels of the image")
+                        help="clicks, in pixels of the photo")
     prompt.add_argument("--labels", type=_or_none(point_labels), action="append", metavar='"1 0"',
-                        help="for each point 1 (on the object) or 0 (not on it); default: all 1")
+                        help="for each point, 1 (on the object) or 0 (not on it); default: all 1")
     prompt.add_argument("--box", type=_or_none(xyxy_box), action="append", metavar="X0,Y0,X1,Y1",
-                        help="a box around the object, in pixels")
+                        help="box around the object, in pixels of the photo")
     out = parser.add_argument_group("output")
-    out.add_argument("--output_dir", default=output_dir, metavar="DIR", help="results go here")
+    out.add_argument("--output_dir", default=output_dir, metavar="DIR", help="folder for the results")
     out.add_argument("--num_pictures", type=cli.non_negative_int, default=30, metavar="N",
-                     help="samples to draw, every class among them; 0 draws none")
+                     help="number of samples to draw, spread over all classes; 0 draws none")
     out.add_argument("--save_yolo", action="store_true",
-                     help="with --images_dir: also yolo/, the images with YOLO polygons of the masks and a data.yaml")
+                     help="with --images_dir: also write yolo/: photos, masks as YOLO polygons, data.yaml")
     out.add_argument("--compare_to", metavar="RESULTS.csv",
                      help="results table of the other model on the same test table: adds comparison.csv, pictures of "
-                          "what changed most, and a verdict")
+                          "the objects that changed most, and a verdict")
     out.add_argument("--prompt_trials", type=cli.non_negative_int, default=0, metavar="K",
-                     help="score each mask with K other random sets of points inside it too, as many as the table has: "
-                          "shows how much the result depends on the click")
+                     help="also score each object with K random sets of points inside its mask, as many points each as "
+                          "in the table: shows how much the result depends on the clicks")
     cli.add_seed(out)
     cli.add_overwrite(out)
     run_group = parser.add_argument_group("run")
     run_group.add_argument("--batch_size", type=cli.positive_int, metavar="N",
-                           help="images encoded together; default: as many as suit the model's image size and the "
+                           help="images encoded together; default: chosen to suit the model's image size and the "
                                 "device, e.g. 8 at 256 px on the CPU, 4 at 1024 px on a GPU")
     cli.add_num_workers(run_group, 0)
     cli.add_device(run_group)
@@ -97,7 +97,7 @@ def add_inference(parser: argparse.ArgumentParser, output_dir: str, test_csv: st
 
 
 def check_inference(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
-    """parser.error for flags of `add_inference` that contradict each other."""
+    """Exit by parser.error if flags of `add_inference` contradict each other."""
     source = next((name for name in ("image", "images_dir") if getattr(args, name) is not None), None)
     for name in ("compare_to", "prompt_trials"):
         if source is not None and getattr(args, name):
@@ -109,7 +109,7 @@ def check_inference(args: argparse.Namespace, parser: argparse.ArgumentParser) -
         parser.error(f"--{given} needs --{lacking}")
     given = [f"--{name}" for name in PROMPT_FLAGS if getattr(args, name) is not None]
     if source != "image" and given:
-        parser.error(f"{', '.join(given)}: only with --image; a table has its own prompts")
+        parser.error(f"{', '.join(given)}: only with --image; the prompts for a table are in the table")
     if source == "image":
         _check_prompts(args, parser)
 
@@ -119,9 +119,9 @@ def _check_prompts(args: argparse.Namespace, parser: argparse.ArgumentParser) ->
     if not counts.keys() & {"points", "box"}:
         parser.error("--image needs a prompt: --points, --box, or both")
     if len(set(counts.values())) > 1:
-        found = ", ".join(f"{count} --{name}" for name, count in counts.items())
-        parser.error(f"found {found}; expected as many of each, one for each object: write none where it has no such "
-                     "prompt")
+        given = ", ".join(f"{count} --{name}" for name, count in counts.items())
+        parser.error(f"found {given}; expected the same number of each, one per object: write none for an object "
+                     "without such a prompt")
     prompts = image_prompts(args)
     for number, (points, labels, box) in enumerate(prompts, start=1):
         which = f" of object {number}" if len(prompts) > 1 else ""

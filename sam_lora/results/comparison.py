@@ -17,8 +17,8 @@ def compare(names: Sequence[str], photos: Sequence[str], base: np.ndarray, tuned
             ) -> pd.DataFrame:
     """COMPARISON_COLUMNS for each class, then all by object and by class; `base` and `tuned` are paired IoUs.
 
-    The 95 % interval of the mean difference is a percentile bootstrap that draws whole photos, since objects of one
-    photo are not independent; empty where there is one photo only.
+    The 95 % interval of the mean difference is a percentile bootstrap over whole photos, since objects in one photo
+    are not independent; it is empty for a single photo.
     """
     rng = np.random.default_rng(seed)
     difference = tuned - base

@@ -26,7 +26,7 @@ from sam_lora.tables import write_tables
 
 @dataclass(frozen=True)
 class ReadTable:
-    """A test table as read: its rows with their classes and photos, and what the other model made of them, if asked."""
+    """A test table as read: its rows with their classes and photos, and the other model's results if asked for."""
 
     samples: Sequence[Sample]
     names: Sequence[str]
@@ -104,7 +104,7 @@ def predict_table(sam: Sam, read: ReadTable, folder: Path, runtime: Runtime,
 
 
 def result_row(prediction: Prediction, sample: Sample, class_name: str, mask: str) -> dict:
-    """RESULT_COLUMNS of one row; `mask` is the file its mask was written to, below the results folder."""
+    """RESULT_COLUMNS of one row; `mask` is the path of its mask below the results folder."""
     truth_area = "" if prediction.truth is None else int(np.count_nonzero(prediction.truth))
     return {"class_name": class_name, "image": sample.image_text, "label": sample.label_text,
             **score(prediction.mask, prediction.truth), "predicted_iou": round(prediction.predicted_iou, 6),
@@ -113,7 +113,7 @@ def result_row(prediction: Prediction, sample: Sample, class_name: str, mask: st
 
 
 def unique_stem(row: int, sample: Sample) -> str:
-    """A file name without suffix that no other row has: the row's number, then the image's stem for the reader."""
+    """A file name without suffix, unique by the number of the sample; the image's stem is there for the reader."""
     stem = re.sub(r"[^\w.-]+", "_", sample.image.stem)[:50]
     return f"{row + 1:05d}_{stem}"
 
@@ -124,7 +124,7 @@ def labelled(results: pd.DataFrame) -> pd.DataFrame:
 
 
 def add_summaries(findings: Findings, results: pd.DataFrame, prefix: str) -> None:
-    """By class and by size; a note about rows without a label."""
+    """Add the summaries by class and by size, and a note if some rows have no label."""
     scored = labelled(results)
     if len(scored):
         findings.tables[contracts.class_summary_table(prefix)] = summarise(scored)
@@ -136,7 +136,7 @@ def add_summaries(findings: Findings, results: pd.DataFrame, prefix: str) -> Non
 
 def add_comparison(findings: Findings, results: pd.DataFrame, read: ReadTable, folder: Path, tuned: bool,
                    seed: int) -> None:
-    """Base against tuned. `tuned`: `results` are the tuned model's, and `read.other` the base model's."""
+    """Compare base with tuned. `tuned`: `results` are the tuned model's, and `read.other` the base model's."""
     scored = labelled(results)
     ious, rows = scored["iou"].to_numpy(float), scored.index
     base, after = (read.other.iou, ious) if tuned else (ious, read.other.iou)
@@ -148,14 +148,14 @@ def add_comparison(findings: Findings, results: pd.DataFrame, read: ReadTable, f
 
 
 def add_trials(findings: Findings, scored: ScoredTable, prefix: str) -> None:
-    """How far the result depends on the clicks."""
+    """Say how far the result depends on the clicks."""
     if scored.trial_ious:
         findings.tables[contracts.prompt_trials_table(prefix)] = trials_table(scored.results, scored.trial_ious)
     findings.sentences.append(trials_sentence(scored.results, scored.trial_ious))
 
 
 def print_findings(findings: Findings, prefix: str, folder: Path) -> None:
-    """The summaries, notes and sentences; tables with a row per object are only written."""
+    """Print summaries, notes and sentences; tables with a row per object only go into files."""
     per_object = (contracts.results_table(prefix), contracts.prompt_trials_table(prefix))
     shown = [as_text(table) + "\n" for name, table in findings.tables.items() if name not in per_object]
     print("\n".join([*shown, *findings.notes, *findings.sentences,

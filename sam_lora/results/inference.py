@@ -1,4 +1,4 @@
-"""What both inference scripts do once they know their model: score a table, or predict photos without ground truth."""
+"""The common part of both inference scripts: score a table, or predict photos without ground truth."""
 
 import dataclasses
 

@@ -1,4 +1,4 @@
-"""How alike two masks are. One set of functions for training, validation and both inference scripts.
+"""How similar two masks are: the same functions for training, validation and both inference scripts.
 
 Masks are (H, W) bool at the image's own resolution. Empty against empty counts as 1: nothing to find, nothing found.
 """
@@ -6,7 +6,7 @@ Masks are (H, W) bool at the image's own resolution. Empty against empty counts 
 import cv2
 import numpy as np
 
-BOUNDARY_SHARE = 0.02  # of the image diagonal, as in Cheng et al. 2021
+BOUNDARY_FRACTION = 0.02  # of the image diagonal, as in Cheng et al. 2021
 
 
 def iou(predicted: np.ndarray, truth: np.ndarray) -> float:
@@ -29,7 +29,7 @@ def boundary_iou(predicted: np.ndarray, truth: np.ndarray) -> float:
 def boundary_band(mask: np.ndarray) -> np.ndarray:
     """The pixels of a mask that lie within 2 % of the image diagonal of its outline: (H, W) bool."""
     height, width = mask.shape
-    distance = max(1, round(BOUNDARY_SHARE * float(np.hypot(height, width))))
+    distance = max(1, round(BOUNDARY_FRACTION * float(np.hypot(height, width))))
     padded = cv2.copyMakeBorder(mask.astype(np.uint8), 1, 1, 1, 1, cv2.BORDER_CONSTANT, value=0)
     eroded = cv2.erode(padded, np.ones((3, 3), np.uint8), iterations=distance)
     return mask & (eroded[1:-1, 1:-1] == 0)

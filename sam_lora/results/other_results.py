@@ -51,12 +51,12 @@ def read_other_results(path: str | Path, samples: Sequence[Sample], test_csv: st
     only_ours, only_theirs = [key for key in ours if key not in theirs], theirs.keys() - set(ours)
     if only_ours or only_theirs:
         example = only_ours[0][0] if only_ours else min(only_theirs)[0]
-        raise UserError(f"{path}: scored other samples than {test_csv} has ({len(only_ours)} only in {test_csv}, "
+        raise UserError(f"{path}: scored different samples than {test_csv} ({len(only_ours)} only in {test_csv}, "
                         f"{len(only_theirs)} only in {path}, e.g. {example}); run both models on the same table")
     table = table.iloc[[theirs[key] for key in ours]]
     iou = pd.to_numeric(table["iou"], errors="coerce").to_numpy(float)
     if not np.all((iou >= 0) & (iou <= 1)):
-        raise UserError(f"{path}: column iou holds values that are no IoU; make it with {MADE_BY}")
+        raise UserError(f"{path}: column iou holds values outside 0 to 1; make it with {MADE_BY}")
     return OtherResults(Path(path), iou, table["mask"].tolist() if "mask" in table else [""] * len(ours))
 
 

@@ -1,4 +1,4 @@
-"""Pictures of results: panels, contact sheets, what changed most, overlays.
+"""Pictures of results: panels, contact sheets, change sheets (base against tuned), overlays.
 
 Pictures are (H, W, 3) uint8 RGB.
 """
@@ -42,7 +42,7 @@ CHANGE_AREA = 236 * 177
 def panel(example: Example, heading: str, subheading: str) -> np.ndarray:
     """Image with its prompt, prediction and ground truth (where there is one) side by side, with a legend.
 
-    Very wide ones below each other.
+    The tiles of a very wide image go below each other.
     """
     tiles = tiles_of(Scaled(example, scale_to_area(example, PANEL_AREA, PANEL_LONGEST)))
     titles = ("image and prompt", "prediction", "ground truth")
@@ -57,7 +57,7 @@ def panel(example: Example, heading: str, subheading: str) -> np.ndarray:
 
 
 def contact_sheet(title: str, sections: Sequence[tuple[str, Sequence[np.ndarray]]]) -> np.ndarray:
-    """Many examples on one picture. `sections`: (heading, what `sheet_cell` made)."""
+    """Many examples on one picture. `sections`: (heading, pictures by `sheet_cell`)."""
     width = SHEET_COLUMNS * SHEET_CELL + (SHEET_COLUMNS - 1) * 3 * GAP
     parts = [text_strip(title, width, 22, INK),
              legend(width, "each cell: image and prompt | prediction | ground truth      ")]
@@ -80,15 +80,15 @@ def sheet_cell(example: Example, caption: str) -> np.ndarray:
 
 
 def change_sheet(title: str, cells: Sequence[np.ndarray]) -> np.ndarray:
-    """Objects that one model sees otherwise than the other. `cells`: what `change_cell` made."""
+    """Objects on which base and tuned differ most. `cells`: pictures by `change_cell`."""
     return framed(stack([text_strip(title, CHANGE_CELL, 22, INK), legend(CHANGE_CELL),
                            *(stack([blank(GAP, CHANGE_CELL), cell]) for cell in cells)]))
 
 
 def change_cell(base: Example, tuned: Example, heading: str, subheading: str) -> np.ndarray:
-    """One object of a change sheet: image and prompt, what either model predicts, ground truth; each under its name.
+    """One object of a change sheet: image and prompt, base prediction, tuned prediction, ground truth, all titled.
 
-    Both have the same image and truth. Of very wide pictures two stand side by side.
+    Both have the same image and truth. Very wide pictures go in two rows of two.
     """
     height, width = base.image.shape[:2]
     columns = 2 if is_wide(base) else 4
@@ -121,7 +121,7 @@ def numbered_overlay(examples: Iterable[Example]) -> np.ndarray:
         tinted = scaled.tinted([(example.predicted, colour)], outline=example.predicted, grey=False)
         picture = scaled.with_prompt(tinted)
         plates.append((scaled.middle(), chip(str(number), colour)))
-    for (x, y), plate in plates:  # last, so that no mask covers one
+    for (x, y), plate in plates:  # last, so that no mask covers a number
         height, width = np.minimum(plate.shape[:2], picture.shape[:2]).tolist()
         left = min(max(x - width // 2, 0), picture.shape[1] - width)
         top = min(max(y - height // 2, 0), picture.shape[0] - height)

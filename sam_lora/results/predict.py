@@ -1,4 +1,4 @@
-"""Masks of table rows: validation in train.py and both inference scripts come through here."""
+"""From the rows of a table to masks, for validation in train.py and for both inference scripts."""
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -23,7 +23,7 @@ from sam_lora.results.prompt_trials import PromptTrials, can_vary, other_points
 from sam_lora.results.requests import Runtime
 from sam_lora.workers import map_in_threads
 
-PROMPTS_PER_IMAGE = 64       # rows of one image that travel together where their true masks do, at full size
+PROMPTS_PER_IMAGE = 64       # rows of one image that share a batch when it carries their true masks at full size
 PROMPTS_PER_DECODE = 32      # bounds the decoder's memory
 
 MaskLoss = Callable[[Tensor, Tensor, Tensor], Tensor]  # logits, target, valid, each (N, S, S) -> (N,)
@@ -35,10 +35,10 @@ class Prediction:
 
     row: int
     mask: np.ndarray            # (H, W) bool
-    predicted_iou: float        # what the model itself expects
+    predicted_iou: float        # the model's own estimate
     truth: np.ndarray | None    # (H, W) bool
-    loss: float | None = None   # in the model frame, where a loss was asked for
-    trial_ious: Sequence[float] = ()    # with other points, where those were asked for and there is a truth
+    loss: float | None = None   # in the model frame; None unless a loss was asked for
+    trial_ious: Sequence[float] = ()    # with other points, if these were asked for and there is a truth
 
 
 @torch.inference_mode()
@@ -98,7 +98,7 @@ def full_size(low_res_masks: Tensor, batch: Batch, position: int, side: int) -> 
 
 def predict_rows(sam: Sam, samples: Sequence[Sample], finish: Callable[[Prediction], Any], runtime: Runtime, *,
                  with_masks: bool, trials: PromptTrials | None = None) -> list[Any]:
-    """What `finish` makes of each row's Prediction, in the rows' order; it runs in threads.
+    """Predict every row and return finish(prediction) for each, in the rows' order; `finish` runs in threads.
 
     `with_masks`: predictions come with the truth. Raises UserError.
     """
@@ -106,7 +106,7 @@ def predict_rows(sam: Sam, samples: Sequence[Sample], finish: Callable[[Predicti
     together = PROMPTS_PER_IMAGE if with_masks else len(samples)
     dataset = PromptedImages(samples, side, together, with_targets=False, with_masks=with_masks)
     batch_size = runtime.batch_size or default_batch_size(side, device)
-    # On a CPU, cores that take images of their own do not wait for one another, as those that share a batch do
+    # On a CPU, cores that each take their own images need not wait for each other, unlike cores that share a batch
     cores = torch.get_num_threads()
     threads = min(cores, batch_size) if device.type == "cpu" else 1
     loader = make_loader(dataset, side, batch_size // threads, runtime.num_workers, pin_memory=device.type == "cuda")

@@ -22,10 +22,10 @@ class PromptTrials:
 
 
 def other_points(batch: Batch, rows: slice, side: int, trials: PromptTrials) -> list[Prompts]:
-    """For each trial the prompts of these rows with other foreground points: as many, anywhere in the true mask.
+    """For each trial, the prompts of these rows with as many other foreground points, anywhere in the true mask.
 
-    Background points, boxes, and rows that cannot vary stay. The points, in pixels of the model frame, depend on the
-    seed, the row's number and its mask only, so that every model is tried with the same ones.
+    Background points, boxes and rows that cannot vary stay as they are. The new points, in pixels of the
+    model frame, depend only on the seed, the row's number and its mask, so every model is tried with the same.
     """
     prompts = batch.prompts[rows]
     coords = [prompts.point_coords.clone() for _ in range(trials.count)]
@@ -42,7 +42,7 @@ def other_points(batch: Batch, rows: slice, side: int, trials: PromptTrials) -> 
 
 
 def can_vary(batch: Batch, position: int) -> bool:
-    """Has the row at that position of the batch a mask to draw points from, and foreground points to replace?"""
+    """Whether the row at this position of the batch has a mask to draw points from and foreground points to replace."""
     return (bool(batch.masks) and batch.masks[position] is not None and bool(batch.masks[position].any())
             and bool((batch.prompts.point_labels[position] == 1).any()))
 
@@ -58,7 +58,7 @@ def trials_table(results: pd.DataFrame, trial_ious: Mapping[int, Sequence[float]
 
 
 def trials_sentence(results: pd.DataFrame, trial_ious: Mapping[int, Sequence[float]]) -> str:
-    """What other clicks change, in one plain sentence."""
+    """How other clicks change the result, in one plain sentence."""
     if not trial_ious:
         return "No row has both a mask and foreground points, so no other points were tried."
     rows = sorted(trial_ious)

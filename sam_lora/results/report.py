@@ -1,7 +1,7 @@
 """report.html: one page that holds a whole results folder, pictures included. No network, no script.
 
 The page itself is `report.html.j2`; here its values are prepared. Class and file names come from anywhere: the
-template escapes all text, and pictures are decoded and encoded anew, so that what the page carries is a picture, of
+template escapes all text, and pictures are decoded and re-encoded, so that the page holds nothing but pictures of
 bounded size.
 """
 
@@ -39,7 +39,7 @@ LOG_COLUMNS = ("epoch", "train_loss", "val_loss", "train_iou", "val_iou", "learn
 
 @dataclass
 class Findings:
-    """What a run has found: `tables` by file name, `sentences` (the verdict and the like), `notes` (small print)."""
+    """The findings of a run: `tables` by file name, `sentences` (such as the verdict), `notes` (small print)."""
 
     tables: dict[str, pd.DataFrame]
     sentences: list[str] = field(default_factory=list)
@@ -61,7 +61,7 @@ class Picture:
 @dataclass(frozen=True)
 class Cell:
     text: str
-    number: bool     # not a name: needs no isolation from the direction of the text around it
+    number: bool     # a number needs no <bdi> around it, unlike a name, which may run from right to left
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """A table under a line of words; the first cell of a row names it."""
+    """A table with a caption; the first cell of each row is its name."""
 
     caption: str
     headings: Sequence[str]
@@ -133,7 +133,7 @@ class Page:
 
 def write_report(folder: Path, prefix: str, facts: Mapping[str, object], findings: Findings,
                  training_folder: str | Path | None = None) -> list[str]:
-    """Write report.html into a results folder that is otherwise complete; returns what it had to leave out, in words.
+    """Write report.html into a results folder that is otherwise complete; returns a note on each part left out.
 
     `facts`: what was scored, for the head of the page. `training_folder`: where training_log.csv and
     training_curves.png are.
@@ -156,13 +156,12 @@ def render(page: Page) -> str:
     """The page as HTML; whatever it holds is escaped, and characters that HTML forbids are replaced."""
     import jinja2
     environment = jinja2.Environment(loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True,
-                                     undefined=jinja2.StrictUndefined,
-                                     finalize=_allowed)
+                                     undefined=jinja2.StrictUndefined, finalize=_allowed)
     return environment.get_template(TEMPLATE).render(page=page)
 
 
 def _allowed(value: object) -> object:
-    """Text without characters that HTML forbids; markup of the template's own passes."""
+    """Text without characters that HTML forbids; the template's own markup passes unchanged."""
     return FORBIDDEN.sub("\ufffd", value) if isinstance(value, str) and not hasattr(value, "__html__") else value
 
 
@@ -175,7 +174,7 @@ def headline(summary: pd.DataFrame) -> list[tuple[str, str]]:
 
 
 def score_tables(prefix: str, tables: Mapping[str, pd.DataFrame]) -> list[Table]:
-    """By class, by size: those that there are."""
+    """The summaries by class and by size, if there are any."""
     captions = {contracts.class_summary_table(prefix): "By class. n counts objects; in the last row, classes.",
                 contracts.size_summary_table(prefix):
                     "By size of the object: pixels of its true mask, COCO's bounds."}
@@ -203,7 +202,7 @@ def comparison_section(folder: Path, comparison: pd.DataFrame | None) -> Compari
 
 
 def training_section(folder: str | Path | None, left_out: list[str]) -> Training | None:
-    """Curves and log of the training, as far as they are there and can be read; `left_out` gets the rest, in words."""
+    """Curves and log of the training if they can be read; a note on each that cannot is appended to `left_out`."""
     if folder is None:
         return None
     curves, log, summary = None, None, ""
@@ -283,7 +282,7 @@ def table_of(table: pd.DataFrame, caption: str) -> Table:
 def picture_of(path: Path, alt: str, longest: int) -> Picture:
     """The picture in a file, no side above `longest` pixels. Raises ImageError.
 
-    A JPEG, which this run has written, goes in as it is where it is no larger.
+    A JPEG that is small enough goes in unchanged: this run has written it.
     """
     kind, size = "jpeg", imaging.image_size(path)
     if path.suffix == ".jpg" and max(size) <= longest:

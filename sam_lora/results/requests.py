@@ -1,4 +1,4 @@
-"""What an inference script is asked to do: with which model, on which images, where to, and how. Free of torch."""
+"""What an inference script is asked to do: which model, which images, which output folder and device. No torch."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A model to predict with. `load` is called once the input and the output folder are known to be usable.
+    """A model to predict with. `load` is only called once input and output folder have been checked.
 
     `name` and `training_folder` (where train.py left its log and curves) are for the report.
     """
@@ -27,7 +27,7 @@ class Candidate:
 
     @property
     def prefix(self) -> str:
-        """Of its results' file names."""
+        """How the names of its result files begin."""
         return contracts.TUNED_RESULTS_PREFIX if self.tuned else contracts.BASE_RESULTS_PREFIX
 
 
@@ -66,7 +66,7 @@ class PhotoFolder:
 
 @dataclass(frozen=True)
 class Destination:
-    """Where the results go, and how many samples are drawn there. `seed` decides which."""
+    """Where the results go, and how many samples are drawn there; `seed` decides which ones."""
 
     folder: Path
     overwrite: bool = False
@@ -76,7 +76,7 @@ class Destination:
 
 @dataclass(frozen=True)
 class Runtime:
-    """What computes. `batch_size` None: as many images together as suit the device."""
+    """What the computing runs on. `batch_size` None: as many images at once as suit the device."""
 
     device: "torch.device"
     batch_size: int | None = None

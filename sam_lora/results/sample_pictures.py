@@ -18,7 +18,7 @@ from sam_lora.workers import map_in_threads
 
 
 def choose_pictures(names: Sequence[str], count: int, seed: int) -> list[int]:
-    """Numbers of the rows to draw, ascending: classes (`names`, of each row) take turns, rows of a class by lot.
+    """Positions of the rows to draw, ascending. Classes (`names`, one per row) take turns; lots decide within a class.
 
     The choice depends on the table and the seed only, so base and tuned show the same samples.
     """
@@ -68,7 +68,7 @@ def sheet_sections(results: pd.DataFrame, chosen: Sequence[int]) -> list[tuple[s
 
 
 def draw_sample(sample: Sample, result: pd.Series, number: int, folder: Path) -> np.ndarray:
-    """The sheet's cell of one row of the results; its panel is written too, if the row names a picture."""
+    """The contact sheet's cell for one row of the results; also writes its panel if the row names a picture."""
     truth = None if sample.label is None else imaging.load_mask(sample.label)
     example = Example(imaging.load_image(sample.image), sample.points, sample.point_labels, sample.box,
                       imaging.load_mask(folder / result["mask"]), truth)

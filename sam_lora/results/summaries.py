@@ -1,4 +1,4 @@
-"""From masks to numbers: the scores of one object, and what they come to by class and by size."""
+"""From masks to numbers: the scores of one object, and summaries of many by class and by size."""
 
 import numpy as np
 import pandas as pd
@@ -45,7 +45,7 @@ def summarise_sizes(results: pd.DataFrame) -> pd.DataFrame:
 
 
 def _statistics(part: pd.DataFrame) -> dict[str, float]:
-    """What both summaries say of some objects."""
+    """The statistics that both summaries share, of the objects in `part`."""
     iou = part["iou"].astype(float)
     return {"n": len(part), "mean_iou": iou.mean(), "median_iou": iou.median(), "p5_iou": iou.quantile(0.05),
             "mean_dice": part["dice"].astype(float).mean(),

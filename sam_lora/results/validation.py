@@ -1,4 +1,4 @@
-"""Loss and IoU of a labelled table's rows, for the validation of a training run."""
+"""Loss and IoU of each row of a labelled table, for validation during training."""
 
 from collections.abc import Iterable
 from contextlib import AbstractContextManager
@@ -10,15 +10,14 @@ from tqdm import tqdm
 from sam_lora.model.batches import Batch
 from sam_lora.model.meta import Sam
 from sam_lora.results import metrics
-from sam_lora.results.predict import predict
+from sam_lora.results.predict import MaskLoss, predict
 
 
 def validation_scores(sam: Sam, batches: Iterable[Batch], rows: int, autocast: AbstractContextManager,
-                      mask_loss, quiet: bool = False) -> Tensor:
+                      mask_loss: MaskLoss, quiet: bool = False) -> Tensor:
     """(rows, 2) float64: the loss in the model frame and the IoU at full resolution of each row.
 
-    Zero for rows that are not among the batches, because other processes have them. `mask_loss` as in
-    `training.losses`. `quiet`: no progress bar.
+    Rows that are not among the batches, because other processes have them, stay zero. `quiet`: no progress bar.
     """
     sam.eval()
     scores = torch.zeros(rows, 2, dtype=torch.float64)

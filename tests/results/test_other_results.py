@@ -38,16 +38,16 @@ def test_other_masks_come_in_the_samples_order(tmp_path):
 
 @pytest.mark.parametrize(("rows", "message"), [
     pytest.param([("a.png", "m1.png", 0.1), ("a.png", "m2.png", 0.2)],
-                 r"scored other samples than t.csv has \(1 only in t.csv, 0 only in .*, e.g. a.png\)",
+                 r"scored different samples than t.csv \(1 only in t.csv, 0 only in .*, e.g. a.png\)",
                  id="one row less"),
     pytest.param([("a.png", "m1.png", 0.1), ("a.png", "m2.png", 0.2), ("a.png", "m1.png", 0.2), ("c.png", "m.png", 1)],
                  r"\(0 only in t.csv, 1 only in .*, e.g. c.png\); run both models on the same table", id="one more"),
     pytest.param([("a.png", "m1.png", 0.1), ("a.png", "m2.png", ""), ("a.png", "m1.png", 0.3)],
-                 "holds values that are no IoU", id="an empty score"),
+                 "holds values outside 0 to 1", id="an empty score"),
     pytest.param([("a.png", "m1.png", 0.1), ("a.png", "m2.png", "high"), ("a.png", "m1.png", 0.3)],
-                 "holds values that are no IoU", id="a word"),
+                 "holds values outside 0 to 1", id="a word"),
     pytest.param([("a.png", "m1.png", 0.1), ("a.png", "m2.png", 1.5), ("a.png", "m1.png", 0.3)],
-                 "holds values that are no IoU", id="more than 1"),
+                 "holds values outside 0 to 1", id="more than 1"),
 ])
 def test_other_results_that_do_not_pair(tmp_path, rows, message):
     path = write_results(tmp_path / "r.csv", rows)
