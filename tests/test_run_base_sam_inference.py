@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import random_sam
+from conftest import files_below, random_sam
 
 import run_base_sam_inference
 import run_inference
@@ -32,16 +32,12 @@ def run(crops, mini_weights, tmp_path, monkeypatch):
     return call
 
 
-def files_of(folder: Path) -> set[str]:
-    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
-
-
 def test_files_and_tables(run, crops, capsys):
     out = run("--num_pictures", 3)
     results = pd.read_csv(out / "base_sam_results.csv", keep_default_na=False)
     pictures = {*results["picture"]} - {""}
     assert len(pictures) == 3
-    assert files_of(out) == {"predictions.jpg", "base_sam_results.csv", "base_sam_class_iou_summary.csv",
+    assert files_below(out) == {"predictions.jpg", "base_sam_results.csv", "base_sam_class_iou_summary.csv",
                              "base_sam_size_iou_summary.csv", "report.html", *pictures,
                              *(f"masks/{stem}.png" for stem in STEMS)}
     assert list(results.columns) == list(contracts.RESULT_COLUMNS)
@@ -65,9 +61,9 @@ def test_an_untrained_checkpoint_scores_what_its_base_scores(run, crops, mini_we
          "2", "--test_csv", str(crops.test_csv), "--output_dir", "tuned", "--compare_to", str(base_csv)]))
     pd.testing.assert_frame_equal(pd.read_csv(base_csv), pd.read_csv(tuned / "finetuned_sam_results.csv"))
     for folder in ("masks", "samples"):
-        assert files_of(base / folder) == files_of(tuned / folder)
+        assert files_below(base / folder) == files_below(tuned / folder)
     assert (pd.read_csv(tuned / "comparison.csv")["mean_difference"] == 0).all()
-    assert not {"improved.jpg", "regressed.jpg"} & files_of(tuned)
+    assert not {"improved.jpg", "regressed.jpg"} & files_below(tuned)
 
 
 def test_compared_with_the_tuned_model_the_base_stays_the_base(run, tmp_path, mini_checkpoint, mini_weights, crops):
@@ -79,7 +75,7 @@ def test_compared_with_the_tuned_model_the_base_stays_the_base(run, tmp_path, mi
     assert comparison["tuned_iou"][2] == pytest.approx(pd.read_csv(tuned)["iou"].mean(), abs=1e-5)
     base = pd.read_csv(tmp_path / "base" / "base_sam_results.csv")
     assert comparison["base_iou"][2] == pytest.approx(base["iou"].mean(), abs=1e-5)
-    assert {"comparison.png", "improved.jpg"} < files_of(tmp_path / "base")   # the tuned masks are found
+    assert {"comparison.png", "improved.jpg"} < files_below(tmp_path / "base")   # the tuned masks are found
 
 
 def test_both_models_are_tried_with_the_same_other_points(run, tmp_path, mini_weights, crops):
@@ -94,7 +90,7 @@ def test_both_models_are_tried_with_the_same_other_points(run, tmp_path, mini_we
 def test_one_image(run, crops):
     image = crops.folder / pd.read_csv(crops.test_csv)["image"][0]
     out = run("--image", image, "--box", "5,5,50,30")
-    assert files_of(out) == {"photo10_0001_mask.png", "photo10_0001_overlay.jpg"}
+    assert files_below(out) == {"photo10_0001_mask.png", "photo10_0001_overlay.jpg"}
     mask = cv2.imread(str(out / "photo10_0001_mask.png"), cv2.IMREAD_UNCHANGED)
     assert mask.shape == cv2.imread(str(image)).shape[:2]
 
@@ -103,7 +99,7 @@ def test_a_folder_of_images_with_a_table_of_prompts(run, crops):
     image = Path(pd.read_csv(crops.test_csv)["image"][0])
     (crops.folder / "prompts.csv").write_text(f'image,box\n{image.name},"[5,5,50,30]"\n')
     out = run("--images_dir", crops.folder / image.parent, "--prompts_csv", crops.folder / "prompts.csv")
-    assert files_of(out) == {"masks/photo10_0001_1.png", "overlays/photo10_0001.jpg", "predictions.json"}
+    assert files_below(out) == {"masks/photo10_0001_1.png", "overlays/photo10_0001.jpg", "predictions.json"}
     alone = run("--image", crops.folder / image, "--box", "5,5,50,30", "--output_dir", "one").parent / "one"
     assert (out / "masks" / "photo10_0001_1.png").read_bytes() == (alone / "photo10_0001_mask.png").read_bytes()
 
