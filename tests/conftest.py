@@ -230,3 +230,30 @@ def make_checkpoint(path: Path, base: Path, model_type: str = "vit_mini", image_
               "versions": library_versions()}
     save_checkpoint(path, header, trained_state(sam))
     return path
+
+
+@pytest.fixture
+def infer(crops, mini_weights, mini_checkpoint, tmp_path, monkeypatch):
+    """Calls run_inference.py with flags of its own; later flags win. Results go to tmp_path/out."""
+    import run_inference
+    monkeypatch.chdir(tmp_path)
+
+    def call(*flags) -> Path:
+        arguments = ["--checkpoint", mini_checkpoint, "--base_checkpoint", mini_weights, "--output_dir", "out",
+                     "--device", "cpu", *flags]
+        if not {"--image", "--images_dir", "--prompts_csv"} & {*flags}:
+            arguments += [] if "--test_csv" in flags else ["--test_csv", crops.test_csv]
+        run_inference.main(run_inference.get_args_parser().parse_args([str(argument) for argument in arguments]))
+        return tmp_path / "out"
+    return call
+
+
+@pytest.fixture
+def base_results(crops, mini_weights, tmp_path) -> Path:
+    """The results table of the base model on the test table."""
+    import run_base_sam_inference
+    folder = tmp_path / "base"
+    run_base_sam_inference.main(run_base_sam_inference.get_args_parser().parse_args(
+        ["--model_type", "vit_mini", "--checkpoint", str(mini_weights), "--test_csv", str(crops.test_csv),
+         "--output_dir", str(folder), "--num_pictures", "0", "--device", "cpu"]))
+    return folder / "base_sam_results.csv"

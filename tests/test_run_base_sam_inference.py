@@ -1,6 +1,5 @@
 """run_base_sam_inference.py: the same outputs as run_inference.py under its own names, through the same code."""
 
-from functools import partial
 from pathlib import Path
 
 import cv2
@@ -9,19 +8,28 @@ import pandas as pd
 import pytest
 import torch
 from conftest import files_below, random_sam
-from inference_runs import STEMS, run_base, run_tuned
 
+import run_base_sam_inference
+import run_inference
 from sam_lora import contracts
 from sam_lora.errors import UserError
 from sam_lora.model.checkpoints import library_versions, prepare_for_training, save_checkpoint, trained_state
 from sam_lora.model.sam import load_sam
 
+STEMS = [f"{number:05d}_photo{number + 9}_0001" for number in range(1, 7)]
+
 
 @pytest.fixture
 def run(crops, mini_weights, tmp_path, monkeypatch):
-    """Calls run_base_sam_inference.py with further flags, below tmp_path; results go to tmp_path/base."""
     monkeypatch.chdir(tmp_path)
-    return partial(run_base, crops, mini_weights)
+
+    def call(*flags) -> Path:
+        arguments = ["--model_type", "vit_mini", "--checkpoint", mini_weights, "--output_dir", "base", *flags]
+        if not {"--image", "--images_dir"} & {*flags}:
+            arguments += ["--test_csv", crops.test_csv]
+        run_base_sam_inference.main(run_base_sam_inference.get_args_parser().parse_args(list(map(str, arguments))))
+        return tmp_path / "base"
+    return call
 
 
 def test_files_and_tables(run, crops, capsys):
@@ -48,8 +56,9 @@ def test_an_untrained_checkpoint_scores_what_its_base_scores(run, crops, mini_we
               "prompt": "3 points", "epoch": 0, "metrics": {}, "versions": library_versions()}
     save_checkpoint(tmp_path / "untrained.ckpt", header, trained_state(sam))
     base_csv, tuned = base / "base_sam_results.csv", tmp_path / "tuned"
-    run_tuned(crops, mini_weights, tmp_path / "untrained.ckpt", "--num_pictures", 2, "--output_dir", "tuned",
-              "--compare_to", base_csv)
+    run_inference.main(run_inference.get_args_parser().parse_args(
+        ["--checkpoint", str(tmp_path / "untrained.ckpt"), "--base_checkpoint", str(mini_weights), "--num_pictures",
+         "2", "--test_csv", str(crops.test_csv), "--output_dir", "tuned", "--compare_to", str(base_csv)]))
     pd.testing.assert_frame_equal(pd.read_csv(base_csv), pd.read_csv(tuned / "finetuned_sam_results.csv"))
     for folder in ("masks", "samples"):
         assert files_below(base / folder) == files_below(tuned / folder)
@@ -58,7 +67,9 @@ def test_an_untrained_checkpoint_scores_what_its_base_scores(run, crops, mini_we
 
 
 def test_compared_with_the_tuned_model_the_base_stays_the_base(run, tmp_path, mini_checkpoint, mini_weights, crops):
-    run_tuned(crops, mini_weights, mini_checkpoint, "--num_pictures", 0, "--output_dir", "tuned")
+    run_inference.main(run_inference.get_args_parser().parse_args(
+        ["--checkpoint", str(mini_checkpoint), "--base_checkpoint", str(mini_weights), "--num_pictures", "0",
+         "--test_csv", str(crops.test_csv), "--output_dir", "tuned"]))
     tuned = tmp_path / "tuned" / "finetuned_sam_results.csv"
     comparison = pd.read_csv(run("--num_pictures", 0, "--compare_to", tuned) / "comparison.csv")
     assert comparison["tuned_iou"][2] == pytest.approx(pd.read_csv(tuned)["iou"].mean(), abs=1e-5)

@@ -1,6 +1,5 @@
 """run_inference.py on a table: its files and tables, the comparison with the base, other points."""
 
-from functools import partial
 from pathlib import Path
 
 import cv2
@@ -8,30 +7,24 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import files_below
-from inference_runs import FILES, STEMS, run_base, run_tuned
 
+import run_inference
 from sam_lora import contracts
 from sam_lora.data import imaging
 from sam_lora.errors import UserError
 from sam_lora.results import metrics
 
-
-@pytest.fixture
-def run(crops, mini_weights, mini_checkpoint, tmp_path, monkeypatch):
-    """Calls run_inference.py with further flags, below tmp_path; results go to tmp_path/out."""
-    monkeypatch.chdir(tmp_path)
-    return partial(run_tuned, crops, mini_weights, mini_checkpoint)
-
-
-@pytest.fixture
-def base_results(run, crops, mini_weights) -> Path:
-    return run_base(crops, mini_weights, "--num_pictures", 0) / "base_sam_results.csv"
+ROOT = Path(run_inference.__file__).parent
+STEMS = [f"{number:05d}_photo{number + 9}_0001" for number in range(1, 7)]
+FILES = {"predictions.jpg", "report.html", "finetuned_sam_results.csv", "finetuned_sam_class_iou_summary.csv",
+         "finetuned_sam_size_iou_summary.csv",
+         *(f"masks/{stem}.png" for stem in STEMS), *(f"samples/{stem}.jpg" for stem in STEMS)}
 
 
 # ---- a table ----------------------------------------------------------------------------------------------------
 
-def test_every_row_is_predicted_scored_and_drawn(run, crops, capsys):
-    out = run()
+def test_every_row_is_predicted_scored_and_drawn(infer, crops, capsys):
+    out = infer()
     assert files_below(out) == FILES
     results = pd.read_csv(out / "finetuned_sam_results.csv")
     table = pd.read_csv(crops.test_csv)
@@ -63,30 +56,30 @@ def test_every_row_is_predicted_scored_and_drawn(run, crops, capsys):
     assert page.count("<img ") == 7 and "red disc" in page   # six samples and the contact sheet
 
 
-def test_the_same_run_writes_the_same_bytes(run, tmp_path):
-    first = run("--num_pictures", 2)
-    second = run("--num_pictures", 2, "--output_dir", "again", "--batch_size", 8).parent / "again"
+def test_the_same_run_writes_the_same_bytes(infer, tmp_path):
+    first = infer("--num_pictures", 2)
+    second = infer("--num_pictures", 2, "--output_dir", "again", "--batch_size", 8).parent / "again"
     assert files_below(first) == files_below(second)
     for name in files_below(first):
         assert (first / name).read_bytes() == (second / name).read_bytes(), name
 
 
-def test_fewer_pictures_than_rows_show_every_class(run):
-    out = run("--num_pictures", 2)
+def test_fewer_pictures_than_rows_show_every_class(infer):
+    out = infer("--num_pictures", 2)
     results = pd.read_csv(out / "finetuned_sam_results.csv", keep_default_na=False)
     drawn = results[results["picture"] != ""]
     assert {*drawn["picture"]} == {name for name in files_below(out) if name.startswith("samples/")}
     assert sorted(drawn["class_name"]) == ["green bar", "red disc"]
 
 
-def test_no_pictures(run):
-    assert files_below(run("--num_pictures", 0)) == {name for name in FILES if not name.endswith(".jpg")}
+def test_no_pictures(infer):
+    assert files_below(infer("--num_pictures", 0)) == {name for name in FILES if not name.endswith(".jpg")}
 
 
-def test_a_table_without_labels_gives_masks_and_pictures_only(run, crops, capsys):
+def test_a_table_without_labels_gives_masks_and_pictures_only(infer, crops, capsys):
     table = pd.read_csv(crops.test_csv).assign(label="")
     table.to_csv(crops.folder / "no_labels.csv", index=False)
-    out = run("--test_csv", crops.folder / "no_labels.csv")
+    out = infer("--test_csv", crops.folder / "no_labels.csv")
     assert files_below(out) == FILES - {"finetuned_sam_class_iou_summary.csv", "finetuned_sam_size_iou_summary.csv"}
     results = pd.read_csv(out / "finetuned_sam_results.csv", keep_default_na=False)
     assert {*results[["iou", "dice", "boundary_iou", "truth_area", "size"]].to_numpy().ravel()} == {""}
@@ -94,21 +87,21 @@ def test_a_table_without_labels_gives_masks_and_pictures_only(run, crops, capsys
     assert "6 of 6 rows have no label: predicted, not scored" in capsys.readouterr().out
 
 
-def test_rows_without_a_label_among_others_are_left_out_of_the_summary(run, crops):
+def test_rows_without_a_label_among_others_are_left_out_of_the_summary(infer, crops):
     table = pd.read_csv(crops.test_csv)
     table.loc[[0, 3], "label"] = ""
     table.to_csv(crops.folder / "some.csv", index=False)
-    out = run("--test_csv", crops.folder / "some.csv", "--num_pictures", 0)
+    out = infer("--test_csv", crops.folder / "some.csv", "--num_pictures", 0)
     results = pd.read_csv(out / "finetuned_sam_results.csv")
     assert results["iou"].isna().tolist() == [True, False, False, True, False, False]
     assert pd.read_csv(out / "finetuned_sam_class_iou_summary.csv")["n"].tolist() == [2, 2, 4, 2]
 
 
-def test_rows_that_differ_in_nothing_but_points_have_their_own_masks(run, crops):
+def test_rows_that_differ_in_nothing_but_points_have_their_own_masks(infer, crops):
     table = pd.read_csv(crops.test_csv).iloc[[0, 0, 1]]
     table.iloc[1, 2] = "[[3,3]]"
     table.to_csv(crops.folder / "same.csv", index=False)
-    out = run("--test_csv", crops.folder / "same.csv", "--num_pictures", 0)
+    out = infer("--test_csv", crops.folder / "same.csv", "--num_pictures", 0)
     results = pd.read_csv(out / "finetuned_sam_results.csv")
     assert results["mask"].tolist() == ["masks/00001_photo10_0001.png", "masks/00002_photo10_0001.png",
                                         "masks/00003_photo11_0001.png"]
@@ -117,8 +110,8 @@ def test_rows_that_differ_in_nothing_but_points_have_their_own_masks(run, crops)
 
 # ---- base against tuned -------------------------------------------------------------------------------------------
 
-def test_compare_to_the_base(run, base_results, capsys):
-    out = run("--num_pictures", 0, "--compare_to", base_results)
+def test_compare_to_the_base(infer, base_results, capsys):
+    out = infer("--num_pictures", 0, "--compare_to", base_results)
     changed = {"improved.jpg", "regressed.jpg"} & files_below(out)
     assert files_below(out) == ({name for name in FILES if not name.endswith(".jpg")}
                              | {"comparison.csv", "comparison.png"} | changed)
@@ -141,45 +134,45 @@ def test_compare_to_the_base(run, base_results, capsys):
     assert page.count("<img ") == 1 + len(changed) and sentence[0] in page
 
 
-def test_a_model_against_itself_shows_no_difference(run, capsys):
-    results = run("--num_pictures", 0) / "finetuned_sam_results.csv"
-    run("--num_pictures", 0, "--compare_to", results, "--output_dir", "again")
+def test_a_model_against_itself_shows_no_difference(infer, capsys):
+    results = infer("--num_pictures", 0) / "finetuned_sam_results.csv"
+    infer("--num_pictures", 0, "--compare_to", results, "--output_dir", "again")
     printed = capsys.readouterr().out
     assert "No clear difference" in printed and "no sample improved: no improved.jpg" in printed
     assert not list(results.parents[1].glob("again/*.jpg"))
     assert pd.read_csv(results.parents[1] / "again" / "comparison.csv")[["wins", "losses"]].to_numpy().sum() == 0
 
 
-def test_the_base_masks_gone_leave_two_pictures_out(run, base_results, capsys):
+def test_the_base_masks_gone_leave_two_pictures_out(infer, base_results, capsys):
     next((base_results.parent / "masks").iterdir()).unlink()
-    out = run("--num_pictures", 0, "--compare_to", base_results)
+    out = infer("--num_pictures", 0, "--compare_to", base_results)
     lines = [line for line in capsys.readouterr().out.splitlines() if "no improved.jpg nor regressed.jpg" in line]
     assert len(lines) == 1 and "no such file" in lines[0]
     assert files_below(out) == ({name for name in FILES if not name.endswith(".jpg")}
                              | {"comparison.csv", "comparison.png"})
 
 
-def test_the_report_shows_the_training_beside_the_checkpoint(run, mini_checkpoint, tmp_path):
+def test_the_report_shows_the_training_beside_the_checkpoint(infer, mini_checkpoint, tmp_path):
     folder = tmp_path / "trained"
     folder.mkdir()
     (folder / "x.ckpt").write_bytes(mini_checkpoint.read_bytes())
     (folder / "training_log.csv").write_text("epoch,val_iou\n0,0.1234\n")
     assert cv2.imwrite(str(folder / "training_curves.png"), np.zeros((30, 50, 3), np.uint8))
-    page = (run("--num_pictures", 0, "--checkpoint", folder / "x.ckpt") / "report.html").read_text(encoding="utf-8")
+    page = (infer("--num_pictures", 0, "--checkpoint", folder / "x.ckpt") / "report.html").read_text(encoding="utf-8")
     assert page.count("<img ") == 1 and "0.1234" in page and "trained/x.ckpt" in page
 
 
 # ---- other points -------------------------------------------------------------------------------------------------
 
-def test_prompt_trials_have_a_table_and_a_sentence(run, crops, capsys):
+def test_prompt_trials_have_a_table_and_a_sentence(infer, crops, capsys):
     table = pd.read_csv(crops.test_csv)
     table.loc[0, "label"] = ""
     table["box"] = ["", "[5,5,40,30]", *[""] * 4]
     table.loc[1, "points"] = ""
     table.to_csv(crops.folder / "some.csv", index=False)
-    out = run("--test_csv", crops.folder / "some.csv", "--num_pictures", 0, "--prompt_trials", 3)
-    assert files_below(out) == ({name for name in FILES if not name.endswith(".jpg")}
-                                | {"finetuned_sam_prompt_trials.csv"})
+    out = infer("--test_csv", crops.folder / "some.csv", "--num_pictures", 0, "--prompt_trials", 3)
+    expected = {name for name in FILES if not name.endswith(".jpg")}
+    assert files_below(out) == expected | {"finetuned_sam_prompt_trials.csv"}
     trials = pd.read_csv(out / "finetuned_sam_prompt_trials.csv")
     assert list(trials.columns) == list(contracts.PROMPT_TRIALS_COLUMNS)
     results = pd.read_csv(out / "finetuned_sam_results.csv")
@@ -192,22 +185,22 @@ def test_prompt_trials_have_a_table_and_a_sentence(run, crops, capsys):
     assert f"{trials['iou'].mean():.3f} with the table's own points" in sentence[0] and "on 4 objects" in sentence[0]
 
 
-def test_trials_change_nothing_else(run, tmp_path):
-    plain = run("--num_pictures", 0)
-    tried = run("--num_pictures", 0, "--prompt_trials", 2, "--output_dir", "tried").parent / "tried"
+def test_trials_change_nothing_else(infer, tmp_path):
+    plain = infer("--num_pictures", 0)
+    tried = infer("--num_pictures", 0, "--prompt_trials", 2, "--output_dir", "tried").parent / "tried"
     for name in files_below(plain) - {"report.html"}:
         assert (plain / name).read_bytes() == (tried / name).read_bytes(), name
 
 
-def test_trials_where_nothing_can_be_tried(run, crops, capsys):
+def test_trials_where_nothing_can_be_tried(infer, crops, capsys):
     pd.read_csv(crops.test_csv).assign(label="").to_csv(crops.folder / "no_labels.csv", index=False)
-    out = run("--test_csv", crops.folder / "no_labels.csv", "--num_pictures", 0, "--prompt_trials", 2)
+    out = infer("--test_csv", crops.folder / "no_labels.csv", "--num_pictures", 0, "--prompt_trials", 2)
     assert "No row has both a mask and foreground points" in capsys.readouterr().out
     assert "finetuned_sam_prompt_trials.csv" not in files_below(out)
 
 
-def test_other_samples_are_refused_before_the_model_runs(run, base_results, crops, tmp_path):
+def test_other_samples_are_refused_before_the_model_runs(infer, base_results, crops, tmp_path):
     pd.read_csv(crops.test_csv)[:5].to_csv(crops.folder / "five.csv", index=False)
     with pytest.raises(UserError, match=r"scored different samples than .*five.csv \(0 only in .*, 1 only in "):
-        run("--test_csv", crops.folder / "five.csv", "--compare_to", base_results, "--checkpoint", "not_even_there")
+        infer("--test_csv", crops.folder / "five.csv", "--compare_to", base_results, "--checkpoint", "not_even_there")
     assert not (tmp_path / "out").exists()

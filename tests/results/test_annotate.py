@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import make_crop, random_sam
+from conftest import files_below, make_crop, random_sam
 from converted_annotations import convert, iou
 from PIL import Image
 from pycocotools.coco import COCO
@@ -84,15 +84,11 @@ def predict_image(photos: Path, sam, prompts: list[tuple], out: Path) -> list:
                                   Destination(out))
 
 
-def files_of(folder: Path) -> set[str]:
-    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
-
-
 # ---- files and COCO -------------------------------------------------------------------------------------------
 
 def test_masks_overlays_and_coco_in_the_order_of_the_table(predict, photos, capsys):
     out = predict()
-    assert files_of(out) == FILES
+    assert files_below(out) == FILES
     content = json.loads((out / "predictions.json").read_text(encoding="utf-8"))
     height, width = imaging.load_image(photos / "sub" / "b.png").shape[:2]
     assert content["images"] == [{"id": 1, "file_name": "a.jpg", "width": 64, "height": 40},
@@ -143,30 +139,30 @@ def test_each_image_is_encoded_once_however_many_objects_it_has(predict, mini):
     finally:
         hook.remove()
     assert seen == [2]
-    assert files_of(out) == {"predictions.json", "masks/sub/b_1.png", *(f"masks/a_{i}.png" for i in range(1, 71))}
+    assert files_below(out) == {"predictions.json", "masks/sub/b_1.png", *(f"masks/a_{i}.png" for i in range(1, 71))}
 
 
 def test_the_same_run_writes_the_same_bytes(predict, tmp_path):
     first, second = predict(save_yolo=True), predict(save_yolo=True, output_dir=tmp_path / "again", batch_size=1)
-    assert files_of(first) == files_of(second) == FILES | YOLO_FILES
-    for name in files_of(first):
+    assert files_below(first) == files_below(second) == FILES | YOLO_FILES
+    for name in files_below(first):
         assert (first / name).read_bytes() == (second / name).read_bytes(), name
 
 
 def test_fewer_pictures_than_images(predict):
-    assert len([name for name in files_of(predict(num_pictures=1)) if name.startswith("overlays/")]) == 1
+    assert len([name for name in files_below(predict(num_pictures=1)) if name.startswith("overlays/")]) == 1
 
 
 def test_columns_that_may_be_missing_or_empty(predict):
     out = predict('image,label,box\na.jpg,,"[3,4,60,35]"\nsub\\b.png,,"[5,6,40,30]"\n')
-    assert files_of(out) == {"masks/a_1.png", "masks/sub/b_1.png", "overlays/a.jpg", "overlays/sub/b.jpg",
+    assert files_below(out) == {"masks/a_1.png", "masks/sub/b_1.png", "overlays/a.jpg", "overlays/sub/b.jpg",
                              "predictions.json"}
     assert json.loads((out / "predictions.json").read_text())["categories"][0]["name"] == "object"
 
 
 def test_an_empty_mask_is_a_png_and_no_annotation(predict, blind, capsys):
     out = predict(sam=blind, save_yolo=True)
-    assert files_of(out) == FILES | YOLO_FILES
+    assert files_below(out) == FILES | YOLO_FILES
     assert not any(imaging.load_mask(out / name).any() for name in MASKS)
     content = json.loads((out / "predictions.json").read_text())
     assert content["annotations"] == [] and len(content["images"]) == 2
@@ -207,7 +203,7 @@ def test_a_yolo_set_of_images_that_yolo_tools_would_pass_over_or_mix_up(predict,
     for name in names:
         Image.fromarray(imaging.load_image(photos / "a.jpg")).save(photos / name)
     out = predict("image,box\n" + "".join(f'{name},"[3,4,60,35]"\n' for name in ["a.jpg", *names]), save_yolo=True)
-    assert {name for name in files_of(out) if name.startswith("yolo/")} == {
+    assert {name for name in files_below(out) if name.startswith("yolo/")} == {
         "yolo/data.yaml", *(f"yolo/images/{name}" for name in ("a.jpg", "a_png.png", "c.png", "train/a.jpg")),
         *(f"yolo/labels/{name}.txt" for name in ("a", "a_png", "c", "train/a"))}
     found = convert(process_yolo_to_classwise, "--dataset_dir", out / "yolo", tmp_path / "crops")
@@ -287,18 +283,18 @@ def test_a_full_folder_is_left_alone_without_overwrite_and_only_replaced_where_i
     (out / "notes.txt").write_text("mine")
     with pytest.raises(UserError, match="out: not empty .*give --overwrite"):
         predict()
-    assert files_of(out) == FILES | YOLO_FILES | {"notes.txt"}
+    assert files_below(out) == FILES | YOLO_FILES | {"notes.txt"}
     predict('image,box\nsub/b.png,"[5,6,40,30]"\n', overwrite=True)
-    assert files_of(out) == {"predictions.json", "masks/sub/b_1.png", "overlays/sub/b.jpg", "notes.txt"}
+    assert files_below(out) == {"predictions.json", "masks/sub/b_1.png", "overlays/sub/b.jpg", "notes.txt"}
 
 
 def test_a_failed_run_keeps_the_earlier_results(predict, photos):
     out = predict()
-    before = {name: (out / name).read_bytes() for name in files_of(out)}
+    before = {name: (out / name).read_bytes() for name in files_below(out)}
     (photos / "sub" / "b.png").write_bytes((photos / "sub" / "b.png").read_bytes()[:300])
     with pytest.raises(UserError, match="broken image"):
         predict(overwrite=True, batch_size=1)
-    assert {name: (out / name).read_bytes() for name in files_of(out)} == before
+    assert {name: (out / name).read_bytes() for name in files_below(out)} == before
 
 
 @pytest.mark.parametrize(("output", "images"), [
@@ -310,10 +306,10 @@ def test_overwrite_never_takes_the_users_images(predict, photos, tmp_path, outpu
     if images != "photos":
         (tmp_path / images).parent.mkdir(parents=True)
         photos.rename(tmp_path / images)
-    before = files_of(tmp_path)
+    before = files_below(tmp_path)
     with pytest.raises(UserError, match="(holds the images|this run reads it).*; give another --output_dir"):
         predict(images_dir=tmp_path / images, output_dir=tmp_path / output, overwrite=True)
-    assert files_of(tmp_path) == before | {"prompts.csv"}
+    assert files_below(tmp_path) == before | {"prompts.csv"}
 
 
 # ---- one image ------------------------------------------------------------------------------------------------------
@@ -328,7 +324,7 @@ def test_several_objects_of_one_image(photos, mini, tmp_path, capsys):
     finally:
         hook.remove()
     assert seen == [1]
-    assert files_of(out) == {"a_mask_1.png", "a_mask_2.png", "a_mask_3.png", "a_overlay.jpg"}
+    assert files_below(out) == {"a_mask_1.png", "a_mask_2.png", "a_mask_3.png", "a_overlay.jpg"}
     for number, prediction in enumerate(found, start=1):
         stored = cv2.imread(str(out / f"a_mask_{number}.png"), cv2.IMREAD_UNCHANGED)
         assert stored.shape == (40, 64)
@@ -350,4 +346,4 @@ def test_one_mask_of_several_that_is_there_stops_all(photos, mini, tmp_path):
     prompts = [([(3, 3)], None, None), ([(30, 20)], None, None)]
     with pytest.raises(UserError, match=r"a_mask_2.png: already there; give --overwrite"):
         predict_image(photos, mini, prompts, tmp_path / "one")
-    assert files_of(tmp_path / "one") == {"a_mask_2.png"}
+    assert files_below(tmp_path / "one") == {"a_mask_2.png"}
