@@ -101,6 +101,18 @@ def test_other_points_are_as_many_in_the_mask_and_leave_the_rest(crops):
     assert all(torch.equal(whole.point_coords[2:], some.point_coords) for whole, some in zip(drawn, part))
 
 
+def test_rows_with_the_same_mask_get_points_of_their_own(crops):
+    sample = read_samples(crops.test_csv)[0]
+    drawn = other_points(batch_of([sample, sample]), slice(0, 2), SIDE, PromptTrials(5, seed=3))
+    assert not any(torch.equal(prompts.point_coords[0], prompts.point_coords[1]) for prompts in drawn)
+
+
+def test_another_seed_gives_other_points(crops):
+    batch = batch_of(read_samples(crops.test_csv)[:1])
+    one, other = (other_points(batch, slice(0, 1), SIDE, PromptTrials(1, seed))[0] for seed in (3, 4))
+    assert not torch.equal(one.point_coords, other.point_coords)
+
+
 RESULTS = pd.DataFrame({"class_name": ["a", "b", "a"], "image": ["1", "2", "3"], "label": ["m1", "", "m3"],
                         "iou": [0.9, "", 0.5]})
 
