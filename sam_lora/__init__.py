@@ -8,7 +8,9 @@ files.py       atomic files, staged output folders
 workers.py     processes and threads that work in parallel
 contracts.py   every folder, file and column name
 tables.py      checked reading and writing of tables and their cells
-figures.py     panels, sheets, plots
+drawing.py     text, layout, scaled examples: what pictures are made of
+plots.py       training curves, base against tuned
+sam_types.py   SAM architectures, LoRA targets, losses: what flags choose from
 sam.py         the door for users: load_sam
 data/          annotations and photos -> class folders -> tables -> rows with their prompts
 model/         SAM itself: build, load, adapt, encode images, decode prompts
