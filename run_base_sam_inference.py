@@ -7,8 +7,8 @@ Writes  base_sam_results/: report.html (everything on one page), predictions.jpg
         (prompt, prediction, ground truth side by side), masks/ (PNG, 0 or 255), base_sam_results.csv (a row per
         sample), base_sam_class_iou_summary.csv and base_sam_size_iou_summary.csv. --compare_to adds
         comparison.csv, comparison.png, improved.jpg and regressed.jpg (the objects that changed most);
-        --prompt_trials adds base_sam_prompt_trials.csv. Rows with an empty `label` get masks and pictures but no
-        scores.
+        --prompt_kinds adds base_sam_prompt_kinds.csv, its summary and click_curve.png. Rows with an
+        empty `label` get masks and pictures but no scores.
 
     python run_base_sam_inference.py --test_csv test_reformatted.csv --model_type vit_b
     python run_base_sam_inference.py --image photo.jpg --box 30,40,210,180   photo_mask.png and photo_overlay.jpg

@@ -5,8 +5,8 @@ Writes  finetuned_sam_results2/: report.html (everything on one page), predictio
         (prompt, prediction, ground truth side by side), masks/ (PNG, 0 or 255), finetuned_sam_results.csv (a row per
         sample), finetuned_sam_class_iou_summary.csv and finetuned_sam_size_iou_summary.csv. --compare_to adds
         comparison.csv, comparison.png, improved.jpg and regressed.jpg (the objects that changed most);
-        --prompt_trials adds finetuned_sam_prompt_trials.csv. Rows with an empty `label` get masks and pictures but no
-        scores.
+        --prompt_kinds adds finetuned_sam_prompt_kinds.csv, its summary and click_curve.png. Rows with an
+        empty `label` get masks and pictures but no scores.
 
     python run_inference.py --test_csv test_reformatted.csv --compare_to base_sam_results/base_sam_results.csv
     python run_inference.py --image photo.jpg --points "120,80 140,95"      photo_mask.png and photo_overlay.jpg

@@ -68,8 +68,27 @@ SUMMARY_COLUMNS = ("class_name", "n", "mean_iou", "median_iou", "p5_iou", "mean_
                    "share_below_0.5")
 SIZES = {"small": (0, 32 ** 2), "medium": (32 ** 2, 96 ** 2), "large": (96 ** 2, None)}  # COCO's; pixels, end exclusive
 SIZE_SUMMARY_COLUMNS = ("size", "pixels", *SUMMARY_COLUMNS[1:])
-PROMPT_TRIALS_COLUMNS = ("class_name", "image", "label", "iou",                 # with the table's own points
-                         "trials", "mean_iou", "std_iou", "min_iou", "max_iou")  # with other points in the mask
+MAX_CLICKS = 10
+PROMPT_KINDS = ("table",             # the table's own prompt
+                "random_points",     # as many other foreground points, anywhere in the object
+                "point",             # the pixel of the object farthest from the border
+                "point_best_of_3",   # the same; of the three ambiguity masks the one that the model prefers
+                "box",               # tight around the true mask
+                "jittered_box",      # each side off by about a tenth of the box
+                "box_and_point")
+CLICK_COLUMNS = tuple(f"clicks_{number}" for number in range(1, MAX_CLICKS + 1))   # IoU after so many clicks
+CLICKS_TO = {f"clicks_to_{iou:.2f}": iou for iou in (0.80, 0.85, 0.90)}            # how many; MAX_CLICKS: or never
+PROMPT_KINDS_COLUMNS = ("class_name", "image", "label", *PROMPT_KINDS, *CLICK_COLUMNS, *CLICKS_TO)
+PROMPT_SUMMARY_COLUMNS = ("prompt", "n", "base", "tuned")   # mean IoU, in the last rows clicks; empty: not known
+PROMPT_WORDS = {
+    "table": "the table's own", "random_points": "as many random points",
+    "point": "one point, farthest from the border", "point_best_of_3": "that point, best of three masks",
+    "box": "exact box", "jittered_box": "box, sides about 10 % off", "box_and_point": "box and that point",
+    "clicks_1": "that point alone",
+    **{name: f"that point and {number} corrective click{'s' * (number > 1)}"
+       for number, name in enumerate(CLICK_COLUMNS) if number},
+    **{name: f"clicks to IoU {iou:.2f} ({MAX_CLICKS} = never)" for name, iou in CLICKS_TO.items()}}
+CLICK_CURVE = "click_curve.png"
 COMPARISON_COLUMNS = ("class_name", "n", "photos", "base_iou", "tuned_iou", "mean_difference", "ci95_low", "ci95_high",
                       "wins", "losses")
 BY_OBJECT, BY_CLASS = "all classes (by object)", "all classes (by class)"  # the last two rows of both
@@ -116,7 +135,16 @@ def size_summary_table(prefix: str) -> str:
     return f"{prefix}_size_iou_summary.csv"
 
 
-def prompt_trials_table(prefix: str) -> str:
+def prompt_kinds_table(prefix: str) -> str:
+    return f"{prefix}_prompt_kinds.csv"
+
+
+def prompt_summary_table(prefix: str) -> str:
+    return f"{prefix}_prompt_kinds_summary.csv"
+
+
+def earlier_prompt_table(prefix: str) -> str:
+    """What earlier versions wrote instead of `prompt_kinds_table`."""
     return f"{prefix}_prompt_trials.csv"
 
 
@@ -126,9 +154,11 @@ def results_entries(prefix: str = TUNED_RESULTS_PREFIX) -> tuple[str, ...]:
     One run replaces all of it, for any kind of run writes masks/, and what told of other masks is then wrong.
     """
     tables = [table(name) for name in dict.fromkeys((prefix, TUNED_RESULTS_PREFIX, BASE_RESULTS_PREFIX))
-              for table in (results_table, class_summary_table, size_summary_table, prompt_trials_table)]
+              for table in (results_table, class_summary_table, size_summary_table, prompt_kinds_table,
+                            prompt_summary_table, earlier_prompt_table)]
     return (PREDICTIONS_PICTURE, SAMPLES_FOLDER, PREDICTED_MASKS_FOLDER, *tables, COMPARISON_TABLE, COMPARISON_PICTURE,
-            IMPROVED_PICTURE, REGRESSED_PICTURE, REPORT_PAGE, OVERLAYS_FOLDER, COCO_PREDICTIONS, YOLO_FOLDER)
+            IMPROVED_PICTURE, REGRESSED_PICTURE, CLICK_CURVE, REPORT_PAGE, OVERLAYS_FOLDER, COCO_PREDICTIONS,
+            YOLO_FOLDER)
 
 
 def single_mask(stem: str, number: int | None = None) -> str:

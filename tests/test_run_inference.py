@@ -162,41 +162,66 @@ def test_the_report_shows_the_training_beside_the_checkpoint(infer, mini_checkpo
     assert page.count("<img ") == 1 and "0.1234" in page and "trained/x.ckpt" in page
 
 
-# ---- other points -------------------------------------------------------------------------------------------------
+# ---- kinds of prompts ---------------------------------------------------------------------------------------------
 
-def test_prompt_trials_have_a_table_and_a_sentence(infer, crops, capsys):
+KINDS_FILES = {"finetuned_sam_prompt_kinds.csv", "finetuned_sam_prompt_kinds_summary.csv", "click_curve.png"}
+
+
+def test_kinds_of_prompts_have_tables_a_curve_and_a_sentence(infer, crops, capsys):
     table = pd.read_csv(crops.test_csv)
     table.loc[0, "label"] = ""
     table["box"] = ["", "[5,5,40,30]", *[""] * 4]
     table.loc[1, "points"] = ""
     table.to_csv(crops.folder / "some.csv", index=False)
-    out = infer("--test_csv", crops.folder / "some.csv", "--num_pictures", 0, "--prompt_trials", 3)
-    expected = {name for name in FILES if not name.endswith(".jpg")}
-    assert files_below(out) == expected | {"finetuned_sam_prompt_trials.csv"}
-    trials = pd.read_csv(out / "finetuned_sam_prompt_trials.csv")
-    assert list(trials.columns) == list(contracts.PROMPT_TRIALS_COLUMNS)
-    results = pd.read_csv(out / "finetuned_sam_results.csv")
-    assert trials[["class_name", "image", "label", "iou"]].equals(   # those with a mask and points of their own
-        results.loc[2:, ["class_name", "image", "label", "iou"]].reset_index(drop=True))
-    assert (trials["trials"] == 3).all() and (trials["min_iou"] <= trials["mean_iou"]).all()
-    assert (trials["mean_iou"] <= trials["max_iou"]).all() and (trials["std_iou"] > 0).any()
-    sentence = [line for line in capsys.readouterr().out.splitlines() if line.startswith("With 3 other random sets")]
-    assert len(sentence) == 1 and f"mean IoU is {trials['mean_iou'].mean():.3f} against" in sentence[0]
-    assert f"{trials['iou'].mean():.3f} with the table's own points" in sentence[0] and "on 4 objects" in sentence[0]
+    out = infer("--test_csv", crops.folder / "some.csv", "--num_pictures", 0, "--prompt_kinds")
+    assert files_below(out) == {name for name in FILES if not name.endswith(".jpg")} | KINDS_FILES
+    kinds = pd.read_csv(out / "finetuned_sam_prompt_kinds.csv")
+    assert list(kinds.columns) == list(contracts.PROMPT_KINDS_COLUMNS)
+    results = pd.read_csv(out / "finetuned_sam_results.csv")[1:].reset_index(drop=True)   # those with a ground truth
+    assert kinds[["class_name", "image", "label"]].equals(results[["class_name", "image", "label"]])
+    assert kinds["table"].equals(results["iou"])
+    assert kinds["random_points"].isna().tolist() == [True, False, False, False, False]   # a box has no points
+    ious = kinds[[*contracts.PROMPT_KINDS, *contracts.CLICK_COLUMNS]].drop(columns="random_points")
+    assert ious.stack().between(0, 1).all() and kinds["point"].equals(kinds["clicks_1"])
+    for name, iou in contracts.CLICKS_TO.items():
+        for clicks, row in zip(kinds[name], kinds[list(contracts.CLICK_COLUMNS)].to_numpy()):
+            assert clicks == next((number for number, value in enumerate(row, 1) if value >= iou), 10)
+    summary = pd.read_csv(out / "finetuned_sam_prompt_kinds_summary.csv")
+    assert list(summary.columns) == list(contracts.PROMPT_SUMMARY_COLUMNS) and summary["base"].isna().all()
+    assert summary["tuned"].tolist() == pytest.approx(kinds[list(contracts.PROMPT_KINDS_COLUMNS[3:])].mean(), abs=1e-5)
+    assert summary["n"].tolist() == [5, 4, *[5] * (len(summary) - 2)]
+    sentence = [line for line in capsys.readouterr().out.splitlines() if line.startswith("By kind of prompt")]
+    assert len(sentence) == 1 and "5 objects" in sentence[0]
+    assert f"an exact box {kinds['box'].mean():.3f}" in sentence[0]
+    page = (out / "report.html").read_text(encoding="utf-8")
+    assert sentence[0].split(":")[0] in page and "Kinds of prompts" in page and page.count("<img ") == 1
 
 
-def test_trials_change_nothing_else(infer, tmp_path):
+def test_kinds_of_prompts_change_nothing_else(infer, tmp_path):
     plain = infer("--num_pictures", 0)
-    tried = infer("--num_pictures", 0, "--prompt_trials", 2, "--output_dir", "tried").parent / "tried"
+    scored = infer("--num_pictures", 0, "--prompt_kinds", "--output_dir", "scored").parent / "scored"
+    assert files_below(scored) == files_below(plain) | KINDS_FILES
     for name in files_below(plain) - {"report.html"}:
-        assert (plain / name).read_bytes() == (tried / name).read_bytes(), name
+        assert (plain / name).read_bytes() == (scored / name).read_bytes(), name
 
 
-def test_trials_where_nothing_can_be_tried(infer, crops, capsys):
+def test_kinds_of_prompts_stand_beside_the_other_model_s(infer, mini_weights, crops, tmp_path):
+    import run_base_sam_inference
+    run_base_sam_inference.main(run_base_sam_inference.get_args_parser().parse_args(
+        ["--model_type", "vit_mini", "--checkpoint", str(mini_weights), "--test_csv", str(crops.test_csv),
+         "--output_dir", str(tmp_path / "base"), "--num_pictures", "0", "--device", "cpu", "--prompt_kinds"]))
+    out = infer("--num_pictures", 0, "--prompt_kinds", "--compare_to", tmp_path / "base" / "base_sam_results.csv")
+    summary = pd.read_csv(out / "finetuned_sam_prompt_kinds_summary.csv")
+    base = pd.read_csv(tmp_path / "base" / "base_sam_prompt_kinds_summary.csv")
+    assert base["tuned"].isna().all() and summary["base"].tolist() == pytest.approx(base["base"].tolist(), abs=1e-5)
+    assert (summary["tuned"] != summary["base"]).any()
+
+
+def test_no_ground_truth_leaves_kinds_of_prompts_out(infer, crops, capsys):
     pd.read_csv(crops.test_csv).assign(label="").to_csv(crops.folder / "no_labels.csv", index=False)
-    out = infer("--test_csv", crops.folder / "no_labels.csv", "--num_pictures", 0, "--prompt_trials", 2)
-    assert "No row has both a mask and foreground points" in capsys.readouterr().out
-    assert "finetuned_sam_prompt_trials.csv" not in files_below(out)
+    out = infer("--test_csv", crops.folder / "no_labels.csv", "--num_pictures", 0, "--prompt_kinds")
+    assert "No row has a ground truth with an object in it" in capsys.readouterr().out
+    assert not KINDS_FILES & files_below(out)
 
 
 def test_other_samples_are_refused_before_the_model_runs(infer, base_results, crops, tmp_path):

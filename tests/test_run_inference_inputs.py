@@ -177,7 +177,7 @@ def test_a_full_folder_is_left_alone_without_overwrite(infer, tmp_path):
 
 
 def test_overwrite_replaces_its_own_files_only(infer, tmp_path):
-    out = infer("--num_pictures", 6, "--prompt_trials", 1)
+    out = infer("--num_pictures", 6, "--prompt_kinds")
     for name in ("comparison.csv", "comparison.png", "improved.jpg", "regressed.jpg"):
         (out / name).write_text("of an earlier run")
     (out / "notes.txt").write_text("mine")
@@ -196,7 +196,7 @@ def test_overwrite_by_the_other_kind_of_run_leaves_nothing_stale(infer, crops, m
                    "yolo/images/class_7/a.png", "yolo/labels/class_7/a.txt"}
     annotate = ("--images_dir", "photos", "--prompts_csv", "prompts.csv", "--save_yolo")
 
-    out = infer("--prompt_trials", 1)
+    out = infer("--prompt_kinds")
     (out / "notes.txt").write_text("mine")
     infer(*annotate, "--overwrite")
     assert files_below(out) == annotations | {"notes.txt"}

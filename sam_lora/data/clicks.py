@@ -8,6 +8,8 @@ distance of a mask pixel to the nearest pixel outside, everything beyond the mas
 to 2 %: it is only compared.
 """
 
+from collections.abc import Sequence
+
 import cv2
 import numpy as np
 
@@ -69,6 +71,39 @@ def random_points(mask: np.ndarray, sets: int, count: int, rng: np.random.Genera
     return np.stack([drawn % mask.shape[1], drawn // mask.shape[1]], axis=2)
 
 
+def inner_click(mask: np.ndarray) -> tuple[int, int]:
+    """(H, W) bool -> (x, y): the pixel of the mask farthest from its border. Raises ValueError on an empty mask."""
+    mask, corner = _cropped(mask)
+    return _deepest(_depth(mask, exact=True), corner)
+
+
+def corrective_click(predicted: np.ndarray, truth: np.ndarray, clicked: Sequence[tuple[int, int]]
+                     ) -> tuple[tuple[int, int], int] | None:
+    """The click that corrects a mask, and its label: 1 where the mask is missing, 0 where it spills over.
+
+    `predicted` and `truth` are (H, W) bool. It is the pixel farthest from the border of the thickest error, of either
+    kind; pixels that were `clicked` already, as (x, y), do not count as errors. None where there is no error.
+    """
+    deepest = []
+    for label, error in ((1, truth & ~predicted), (0, predicted & ~truth)):
+        for x, y in clicked:
+            error[y, x] = False
+        if error.any():
+            error, corner = _cropped(error)
+            depth = _depth(error, exact=True)
+            deepest.append((float(depth.max()), label, _deepest(depth, corner)))
+    if not deepest:
+        return None
+    _, label, click = max(deepest, key=lambda error: (error[0], -error[1]))   # as thick: background, as in RITM
+    return click, label
+
+
+def _deepest(depth: np.ndarray, corner: np.ndarray) -> tuple[int, int]:
+    """(x, y) of the first deepest pixel in reading order, `corner` being the (x, y) of the array's first pixel."""
+    y, x = divmod(int(depth.argmax()), depth.shape[1])
+    return int(x + corner[0]), int(y + corner[1])
+
+
 def farthest_pair(mask: np.ndarray) -> np.ndarray:
     """(H, W) bool -> (2, 2) int64 xy: two mask pixels at the greatest distance of all, exact. The mask is not empty."""
     rows = np.flatnonzero(mask.any(axis=1))
@@ -94,9 +129,11 @@ def _cropped(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.ascontiguousarray(mask[y0:rows[-1] + 1, x0:columns[-1] + 1]), np.array([x0, y0])
 
 
-def _depth(mask: np.ndarray) -> np.ndarray:
+def _depth(mask: np.ndarray, exact: bool = False) -> np.ndarray:
+    """Distance of each mask pixel to the nearest pixel outside; right to 2 % in a third of the `exact` one's time."""
     padded = cv2.copyMakeBorder(mask.view(np.uint8), 1, 1, 1, 1, cv2.BORDER_CONSTANT, value=0)
-    return cv2.distanceTransform(padded, cv2.DIST_L2, cv2.DIST_MASK_5)[1:-1, 1:-1]  # a third of the exact one's time
+    return cv2.distanceTransform(padded, cv2.DIST_L2,
+                                 cv2.DIST_MASK_PRECISE if exact else cv2.DIST_MASK_5)[1:-1, 1:-1]
 
 
 def _centre_or_pole(mask: np.ndarray, depth: np.ndarray, centroid: np.ndarray) -> np.ndarray:

@@ -172,6 +172,17 @@ def mask_to_xyxy(mask: np.ndarray) -> Box | None:
     return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
 
 
+def move_sides(box: Sequence[float], size_wh: tuple[int, int], offsets: Sequence[float]) -> tuple[float, ...]:
+    """The xyxy box with its left, top, right and bottom side moved outwards by fractions of its width or height.
+
+    Negative `offsets` move inwards. The result lies within the picture of `size_wh`, at least a pixel wide and high.
+    """
+    corners = np.array(box, float)
+    moved = corners + np.array(offsets) * np.tile(corners[2:] - corners[:2], 2) * (-1, -1, 1, 1)
+    low = np.clip(moved[:2], 0, np.array(size_wh) - 1.0)
+    return (*low.tolist(), *np.clip(moved[2:], low + 1, np.array(size_wh, float)).tolist())
+
+
 def tighten(mask: np.ndarray, origin_xy: tuple[int, int] = (0, 0)) -> tuple[np.ndarray, Box] | None:
     """Cut a mask whose corner lies at `origin_xy` down to its foreground: (mask, box in the image); None if empty."""
     box = mask_to_xyxy(mask)

@@ -8,6 +8,7 @@ decoder takes one embedding per prompt.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -147,3 +148,10 @@ def postprocess_masks(low_res_masks: Tensor, side: int, input_size: Sequence[int
     """
     masks = upscale_to_frame(low_res_masks, side)[..., :input_size[0], :input_size[1]]
     return F.interpolate(masks, tuple(original_size), mode="bilinear", align_corners=False)
+
+
+def full_size_mask(low_res_mask: Tensor, side: int, input_size: Sequence[int],
+                   original_size: Sequence[int]) -> np.ndarray:
+    """Logits (4h, 4w) of one prompt -> its mask at the image's own resolution, (H, W) bool; sizes are (h, w)."""
+    logits = postprocess_masks(low_res_mask[None, None], side, input_size, original_size)
+    return (logits[0, 0] > MASK_THRESHOLD).cpu().numpy()

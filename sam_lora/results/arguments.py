@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Callable
 from pathlib import Path
 
-from sam_lora import cli
+from sam_lora import cli, contracts
 from sam_lora.results.requests import Destination, PhotoFolder, Runtime, SampleTable, SinglePhoto
 
 PROMPT_FLAGS = ("points", "labels", "box")
@@ -82,9 +82,9 @@ def add_inference(parser: argparse.ArgumentParser, output_dir: str, test_csv: st
     out.add_argument("--compare_to", metavar="RESULTS.csv",
                      help="results table of the other model on the same test table: adds comparison.csv, pictures of "
                           "the objects that changed most, and a verdict")
-    out.add_argument("--prompt_trials", type=cli.non_negative_int, default=0, metavar="K",
-                     help="also score each object with K random sets of points inside its mask, as many points each as "
-                          "in the table: shows how much the result depends on the clicks")
+    out.add_argument("--prompt_kinds", action="store_true",
+                     help="also score every object with other kinds of prompts: other points, one click, boxes, and up "
+                          f"to {contracts.MAX_CLICKS} clicks that correct the mask")
     cli.add_seed(out)
     cli.add_overwrite(out)
     run_group = parser.add_argument_group("run")
@@ -99,7 +99,7 @@ def add_inference(parser: argparse.ArgumentParser, output_dir: str, test_csv: st
 def check_inference(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
     """Exit by parser.error if flags of `add_inference` contradict each other."""
     source = next((name for name in ("image", "images_dir") if getattr(args, name) is not None), None)
-    for name in ("compare_to", "prompt_trials"):
+    for name in ("compare_to", "prompt_kinds"):
         if source is not None and getattr(args, name):
             parser.error(f"--{name}: not with --{source}, which has no ground truth to score")
     if args.save_yolo and source != "images_dir":
@@ -137,7 +137,7 @@ def request_of(args: argparse.Namespace) -> SampleTable | SinglePhoto | PhotoFol
         return SinglePhoto(args.image, image_prompts(args))
     if args.images_dir is not None:
         return PhotoFolder(args.images_dir, args.prompts_csv, args.save_yolo)
-    return SampleTable(args.test_csv, args.compare_to, args.prompt_trials)
+    return SampleTable(args.test_csv, args.compare_to, args.prompt_kinds)
 
 
 def destination_of(args: argparse.Namespace) -> Destination:

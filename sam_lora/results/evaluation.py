@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from sam_lora import contracts
+from sam_lora import contracts, plots
 from sam_lora.data import imaging
 from sam_lora.data.manifest import class_names, source_photos
 from sam_lora.data.samples import Sample, check_samples, read_samples
@@ -17,7 +17,7 @@ from sam_lora.model.meta import Sam
 from sam_lora.results import comparison, comparison_pictures, report, sample_pictures
 from sam_lora.results.other_results import OtherResults, read_other_results
 from sam_lora.results.predict import Prediction, predict_rows
-from sam_lora.results.prompt_trials import PromptTrials, trials_sentence, trials_table
+from sam_lora.results.prompt_kinds import PromptScores, kinds_sentence, kinds_table, summarise_kinds
 from sam_lora.results.report import Findings
 from sam_lora.results.requests import Candidate, Destination, Runtime, SampleTable
 from sam_lora.results.summaries import as_text, score, size_of, summarise, summarise_sizes
@@ -36,10 +36,10 @@ class ReadTable:
 
 @dataclass
 class ScoredTable:
-    """`results`: RESULT_COLUMNS in table order; `trial_ious`: by row, where other clicks were tried."""
+    """`results`: RESULT_COLUMNS in table order; `by_prompt`: by row, where other kinds of prompts were scored."""
 
     results: pd.DataFrame
-    trial_ious: dict[int, Sequence[float]] = field(default_factory=dict)
+    by_prompt: dict[int, PromptScores] = field(default_factory=dict)
 
 
 def evaluate_table(candidate: Candidate, table: SampleTable, destination: Destination,
@@ -47,8 +47,8 @@ def evaluate_table(candidate: Candidate, table: SampleTable, destination: Destin
     """Predict and score every row, write the results folder, print the summary; returns the results.
 
     Writes predictions.jpg, samples/, masks/, {prefix}_results.csv, report.html and, where there are labels, summaries
-    by class and by size; with `compare_to` comparison.csv and its pictures; with `prompt_trials`
-    {prefix}_prompt_trials.csv. Raises UserError.
+    by class and by size; with `compare_to` comparison.csv and its pictures; with `prompt_kinds`
+    {prefix}_prompt_kinds.csv, its summary and click_curve.png. Raises UserError.
     """
     read = read_test_table(table)
     prefix, entries = candidate.prefix, contracts.results_entries(candidate.prefix)
@@ -56,8 +56,8 @@ def evaluate_table(candidate: Candidate, table: SampleTable, destination: Destin
     refuse_replacing([*sorted(needed), *([] if table.compare_to is None else [Path(table.compare_to)])],
                      destination.folder, entries)
     with staged_folder(destination.folder, entries, destination.overwrite) as folder:
-        trials = PromptTrials(table.prompt_trials, destination.seed) if table.prompt_trials else None
-        scored = predict_table(candidate.load(), read, folder, runtime, trials)
+        scored = predict_table(candidate.load(), read, folder, runtime,
+                               kinds_seed=destination.seed if table.prompt_kinds else None)
         if destination.num_pictures:
             sample_pictures.draw(scored.results, read.samples, folder, destination,
                                  f"{prefix}: {Path(table.test_csv).name}")
@@ -65,8 +65,8 @@ def evaluate_table(candidate: Candidate, table: SampleTable, destination: Destin
         add_summaries(findings, scored.results, prefix)
         if read.other is not None:
             add_comparison(findings, scored.results, read, folder, candidate.tuned, destination.seed)
-        if trials:
-            add_trials(findings, scored, prefix)
+        if table.prompt_kinds:
+            add_prompt_kinds(findings, scored, read.other, folder, candidate)
         write_tables({folder / name: content for name, content in findings.tables.items()})
         facts = {"model": candidate.name, "test table": table.test_csv, "objects": len(read.samples),
                  "photos": len(set(read.photos))}
@@ -86,21 +86,21 @@ def read_test_table(table: SampleTable) -> ReadTable:
 
 
 def predict_table(sam: Sam, read: ReadTable, folder: Path, runtime: Runtime,
-                  trials: PromptTrials | None = None) -> ScoredTable:
-    """Predict all rows, write their masks, score them; no pictures yet."""
+                  kinds_seed: int | None = None) -> ScoredTable:
+    """Predict all rows, write their masks, score them; no pictures yet. `kinds_seed` as for `predict`."""
     (folder / contracts.PREDICTED_MASKS_FOLDER).mkdir()
-    trial_ious: dict[int, Sequence[float]] = {}
+    by_prompt: dict[int, PromptScores] = {}
 
     def finish(prediction: Prediction) -> dict:
-        if prediction.trial_ious:
-            trial_ious[prediction.row] = prediction.trial_ious
+        if prediction.by_prompt is not None:
+            by_prompt[prediction.row] = prediction.by_prompt
         sample = read.samples[prediction.row]
         mask = f"{contracts.PREDICTED_MASKS_FOLDER}/{unique_stem(prediction.row, sample)}.png"
         (folder / mask).write_bytes(imaging.encode_png(prediction.mask))
         return result_row(prediction, sample, read.names[prediction.row], mask)
 
-    rows = predict_rows(sam, read.samples, finish, runtime, with_masks=True, trials=trials)
-    return ScoredTable(pd.DataFrame(rows, columns=contracts.RESULT_COLUMNS), trial_ious)
+    rows = predict_rows(sam, read.samples, finish, runtime, with_masks=True, kinds_seed=kinds_seed)
+    return ScoredTable(pd.DataFrame(rows, columns=contracts.RESULT_COLUMNS), by_prompt)
 
 
 def result_row(prediction: Prediction, sample: Sample, class_name: str, mask: str) -> dict:
@@ -147,16 +147,25 @@ def add_comparison(findings: Findings, results: pd.DataFrame, read: ReadTable, f
                                                compared)
 
 
-def add_trials(findings: Findings, scored: ScoredTable, prefix: str) -> None:
-    """Say how far the result depends on the clicks."""
-    if scored.trial_ious:
-        findings.tables[contracts.prompt_trials_table(prefix)] = trials_table(scored.results, scored.trial_ious)
-    findings.sentences.append(trials_sentence(scored.results, scored.trial_ious))
+def add_prompt_kinds(findings: Findings, scored: ScoredTable, other: OtherResults | None, folder: Path,
+                     candidate: Candidate) -> None:
+    """Add how good the model is at each kind of prompt, beside the other model if that was scored so too."""
+    table = kinds_table(scored.results, scored.by_prompt)
+    findings.sentences.append(kinds_sentence(table))
+    if table.empty:
+        return
+    others = None if other is None else other.prompt_kinds(table)
+    summary = summarise_kinds(table, candidate.tuned, others)
+    findings.tables |= {contracts.prompt_kinds_table(candidate.prefix): table,
+                        contracts.prompt_summary_table(candidate.prefix): summary}
+    curves = {name: [content[column].mean() for column in contracts.CLICK_COLUMNS] for name, content in
+              zip(("tuned", "base") if candidate.tuned else ("base", "tuned"), (table, others)) if content is not None}
+    plots.click_curve(curves, folder / contracts.CLICK_CURVE)
 
 
 def print_findings(findings: Findings, prefix: str, folder: Path) -> None:
     """Print summaries, notes and sentences; tables with a row per object only go into files."""
-    per_object = (contracts.results_table(prefix), contracts.prompt_trials_table(prefix))
+    per_object = (contracts.results_table(prefix), contracts.prompt_kinds_table(prefix))
     shown = [as_text(table) + "\n" for name, table in findings.tables.items() if name not in per_object]
     print("\n".join([*shown, *findings.notes, *findings.sentences,
                      f"results: {folder}, all on one page: {Path(folder) / contracts.REPORT_PAGE}"]))

@@ -7,11 +7,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from sam_lora import contracts
 from sam_lora.data import imaging
 from sam_lora.data.samples import Sample
 from sam_lora.errors import UserError
 from sam_lora.tables import read_table
 
+RESULTS_SUFFIX = contracts.results_table("")
 MADE_BY = "run_base_sam_inference.py or run_inference.py"
 
 
@@ -35,6 +37,19 @@ class OtherResults:
         if mask.shape != shape:
             raise UserError(f"{path} is {mask.shape[1]}x{mask.shape[0]} px, its image {shape[1]}x{shape[0]} px")
         return mask
+
+
+    def prompt_kinds(self, ours: pd.DataFrame) -> pd.DataFrame | None:
+        """The other run's scores by kind of prompt, if they lie beside its results and are of the objects of `ours`."""
+        name = self.table.name.removesuffix(RESULTS_SUFFIX)
+        path = self.table.with_name(contracts.prompt_kinds_table(name))
+        if name == self.table.name or not path.is_file():
+            return None
+        table = read_table(path, contracts.PROMPT_KINDS_COLUMNS, f"{MADE_BY} with --prompt_kinds")
+        if not table[["image", "label"]].equals(ours[["image", "label"]].astype(str)):
+            return None
+        numbers = list(contracts.PROMPT_KINDS_COLUMNS[3:])
+        return table.assign(**{column: pd.to_numeric(table[column], errors="coerce") for column in numbers})
 
 
 def read_other_results(path: str | Path, samples: Sequence[Sample], test_csv: str | Path) -> OtherResults:

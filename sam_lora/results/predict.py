@@ -17,9 +17,8 @@ from sam_lora.errors import UserError
 from sam_lora.model.batches import Batch, PromptedImages, batches, make_loader
 from sam_lora.model.encode import frame_mask, image_embeddings
 from sam_lora.model.meta import Sam
-from sam_lora.model.prompts import MASK_THRESHOLD, decode, postprocess_masks, upscale_to_frame
-from sam_lora.results import metrics
-from sam_lora.results.prompt_trials import PromptTrials, can_vary, other_points
+from sam_lora.model.prompts import decode, full_size_mask, upscale_to_frame
+from sam_lora.results.prompt_kinds import PromptScores, Target, score_prompts
 from sam_lora.results.requests import Runtime
 from sam_lora.workers import map_in_threads
 
@@ -38,14 +37,14 @@ class Prediction:
     predicted_iou: float        # the model's own estimate
     truth: np.ndarray | None    # (H, W) bool
     loss: float | None = None   # in the model frame; None unless a loss was asked for
-    trial_ious: Sequence[float] = ()    # with other points, if these were asked for and there is a truth
+    by_prompt: PromptScores | None = None   # with other prompts, if these were asked for and there is an object
 
 
 @torch.inference_mode()
 def predict(sam: Sam, batches: Iterable[Batch], autocast: AbstractContextManager, mask_loss: MaskLoss | None = None,
-            trials: PromptTrials | None = None) -> Iterator[Prediction]:
-    """One Prediction per prompt, batch by batch. Each image is encoded once however many prompts and trials it has;
-    batches may come with features instead of images.
+            kinds_seed: int | None = None) -> Iterator[Prediction]:
+    """One Prediction per prompt, batch by batch. Each image is encoded once, however many prompts it has; batches may
+    come with features instead of images. With `kinds_seed` each object is scored with other kinds of prompts too.
 
     Logits are brought to the image's own resolution first and thresholded last, as SamPredictor does.
     """
@@ -59,13 +58,16 @@ def predict(sam: Sam, batches: Iterable[Batch], autocast: AbstractContextManager
             image_index = moved.image_index[rows]
             with autocast:
                 low_res_masks, predicted_iou = decode(sam, embeddings[image_index], moved.prompts[rows])
+            predicted_iou = predicted_iou.float().cpu()
             losses = _losses(low_res_masks.float(), moved, rows, mask_loss)
-            others = []
-            for prompts in other_points(batch, rows, side, trials) if trials else ():
-                with autocast:
-                    others.append(decode(sam, embeddings[image_index], prompts.to(sam.device))[0].float())
-            yield from _predictions(batch, rows, side, low_res_masks.float(), predicted_iou.float().cpu(), losses,
-                                    others)
+            scores = {}
+            if kinds_seed is not None:
+                scores = _other_prompts(sam, embeddings, batch, rows, kinds_seed, autocast)
+            for i, position in enumerate(range(len(batch.rows))[rows]):
+                mask = _full_size(low_res_masks[i, 0].float(), batch, position, side)
+                truth = batch.masks[position] if batch.masks else None
+                yield Prediction(batch.rows[position], mask, float(predicted_iou[i, 0]), truth, losses[i],
+                                 scores.get(position))
 
 
 def _losses(low_res_masks: Tensor, batch: Batch, rows: slice, mask_loss: MaskLoss | None) -> list[float | None]:
@@ -77,30 +79,32 @@ def _losses(low_res_masks: Tensor, batch: Batch, rows: slice, mask_loss: MaskLos
     return mask_loss(upscale_to_frame(low_res_masks, side)[:, 0], batch.targets[rows].float() / 255, valid).tolist()
 
 
-def _predictions(batch: Batch, rows: slice, side: int, low_res_masks: Tensor, predicted_iou: Tensor,
-                 losses: Sequence[float | None], others: Sequence[Tensor]) -> Iterator[Prediction]:
-    """`low_res_masks` and each of `others` (other clicks) are logits (n, 1, 4h, 4w) of these rows of the batch."""
-    for i, position in enumerate(range(len(batch.rows))[rows]):
-        truth = batch.masks[position] if batch.masks else None
-        tried = others if others and can_vary(batch, position) else ()
-        yield Prediction(batch.rows[position], full_size(low_res_masks[i], batch, position, side),
-                         float(predicted_iou[i, 0]), truth, losses[i],
-                         [metrics.iou(full_size(other[i], batch, position, side), truth) for other in tried])
+def _other_prompts(sam: Sam, embeddings: Tensor, batch: Batch, rows: slice, seed: int,
+                   autocast: AbstractContextManager) -> dict[int, PromptScores]:
+    """Scores of the rows that have an object in their ground truth, by position in the batch."""
+    positions = [position for position in range(len(batch.rows))[rows]
+                 if batch.masks and batch.masks[position] is not None and batch.masks[position].any()]
+    if not positions:
+        return {}
+    images = batch.image_index[positions]
+    targets = [Target(batch.masks[position], tuple(batch.input_sizes[image].tolist()), batch.rows[position],
+                      int((batch.prompts.point_labels[position] == 1).sum()))
+               for position, image in zip(positions, images.tolist())]
+    scores = score_prompts(sam, embeddings[images.to(embeddings.device)], targets, seed, autocast)
+    return dict(zip(positions, scores))
 
 
-def full_size(low_res_masks: Tensor, batch: Batch, position: int, side: int) -> np.ndarray:
-    """Logits (1, 4h, 4w) of the row at that position of the batch -> its mask, (H, W) bool, as large as its image."""
+def _full_size(low_res_mask: Tensor, batch: Batch, position: int, side: int) -> np.ndarray:
+    """Logits (4h, 4w) of the row at that position of the batch -> its mask, (H, W) bool, as large as its image."""
     image = int(batch.image_index[position])
-    logits = postprocess_masks(low_res_masks[None], side, batch.input_sizes[image].tolist(),
-                               batch.original_sizes[image])
-    return (logits[0, 0] > MASK_THRESHOLD).cpu().numpy()
+    return full_size_mask(low_res_mask, side, batch.input_sizes[image].tolist(), batch.original_sizes[image])
 
 
 def predict_rows(sam: Sam, samples: Sequence[Sample], finish: Callable[[Prediction], Any], runtime: Runtime, *,
-                 with_masks: bool, trials: PromptTrials | None = None) -> list[Any]:
+                 with_masks: bool, kinds_seed: int | None = None) -> list[Any]:
     """Predict every row and return finish(prediction) for each, in the rows' order; `finish` runs in threads.
 
-    `with_masks`: predictions come with the truth. Raises UserError.
+    `with_masks`: predictions come with the truth. `kinds_seed` as for `predict`. Raises UserError.
     """
     side, device = sam.image_encoder.img_size, runtime.device
     together = PROMPTS_PER_IMAGE if with_masks else len(samples)
@@ -116,12 +120,13 @@ def predict_rows(sam: Sam, samples: Sequence[Sample], finish: Callable[[Predicti
 
     def of_batch(batch: Batch) -> list[tuple[int, Any]]:
         torch.set_num_threads(cores // threads)  # this thread's cores; PyTorch keeps the number per thread
-        return [numbered(prediction) for prediction in predict(sam, [batch], contextlib.nullcontext(), trials=trials)]
+        return list(map(numbered, predict(sam, [batch], contextlib.nullcontext(), kinds_seed=kinds_seed)))
 
     if threads > 1:
         finished = chain.from_iterable(map_in_threads(of_batch, batches(loader), threads))
     else:
-        finished = map_in_threads(numbered, predict(sam, batches(loader), contextlib.nullcontext(), trials=trials))
+        predictions = predict(sam, batches(loader), contextlib.nullcontext(), kinds_seed=kinds_seed)
+        finished = map_in_threads(numbered, predictions)
     try:
         by_row = dict(tqdm(finished, "predicting", len(samples), unit="mask", disable=None))
     except torch.cuda.OutOfMemoryError as error:

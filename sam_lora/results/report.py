@@ -87,6 +87,12 @@ class Comparison:
 
 
 @dataclass(frozen=True)
+class PromptKinds:
+    table: Table
+    curve: Picture | None
+
+
+@dataclass(frozen=True)
 class Training:
     curves: Picture | None
     summary: str
@@ -120,12 +126,14 @@ class Page:
     notes: Sequence[str]
     scores: Sequence[Table]
     comparison: Comparison | None
+    prompts: PromptKinds | None
     training: Training | None
     samples: Samples | None
 
     @property
     def sections(self) -> list[tuple[str, str]]:
-        titles = {"scores": "Scores", "comparison": "Base against tuned", "training": "Training", "samples": "Samples"}
+        titles = {"scores": "Scores", "comparison": "Base against tuned",
+                  "prompts": "Kinds of prompts", "training": "Training", "samples": "Samples"}
         return [(name, title) for name, title in titles.items() if getattr(self, name)]
 
 
@@ -146,7 +154,8 @@ def write_report(folder: Path, prefix: str, facts: Mapping[str, object], finding
         facts=[(key, value) for key, value in facts.items() if value != ""],
         sentences=findings.sentences, numbers=[] if summary is None else headline(summary),
         notes=[*findings.notes, *left_out], scores=score_tables(prefix, findings.tables),
-        comparison=comparison_section(folder, findings.tables.get(contracts.COMPARISON_TABLE)), training=training,
+        comparison=comparison_section(folder, findings.tables.get(contracts.COMPARISON_TABLE)),
+        prompts=prompts_section(folder, findings.tables.get(contracts.prompt_summary_table(prefix))), training=training,
         samples=samples_section(folder, findings.tables[contracts.results_table(prefix)]))
     (folder / contracts.REPORT_PAGE).write_text(render(page), encoding="utf-8", newline="\n")
     return left_out
@@ -199,6 +208,17 @@ def comparison_section(folder: Path, comparison: pd.DataFrame | None) -> Compari
                "where it includes 0, nothing has been shown yet.")
     return Comparison(table_of(shown, caption), [picture_of(folder / name, alt, LONGEST_SHEET)
                                                  for name, alt in pictures if (folder / name).is_file()])
+
+
+def prompts_section(folder: Path, summary: pd.DataFrame | None) -> PromptKinds | None:
+    if summary is None:
+        return None
+    caption = ("Mean IoU by kind of prompt, the same prompts for both models; below it how many clicks reach an IoU. "
+               "The first click is the pixel of the object farthest from its border, each further one the pixel "
+               "farthest from the border of the thickest error.")
+    path = folder / contracts.CLICK_CURVE
+    alt = "Mean IoU after 1 to 10 clicks."
+    return PromptKinds(table_of(summary, caption), picture_of(path, alt, LONGEST_CURVES) if path.is_file() else None)
 
 
 def training_section(folder: str | Path | None, left_out: list[str]) -> Training | None:

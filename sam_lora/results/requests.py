@@ -35,12 +35,12 @@ class Candidate:
 class SampleTable:
     """Score every row of a table.
 
-    `compare_to`: the other model's results on it; `prompt_trials`: how many other sets of clicks to try.
+    `compare_to`: the other model's results on it; `prompt_kinds`: score other kinds of prompts too.
     """
 
     test_csv: str
     compare_to: str | None = None
-    prompt_trials: int = 0
+    prompt_kinds: bool = False
 
 
 @dataclass(frozen=True)

@@ -223,3 +223,47 @@ def test_random_points_fall_on_every_pixel_alike():
     points = clicks.random_points(mask, 3000, 2, np.random.default_rng(0)).reshape(-1, 2)
     _, counts = np.unique(points, axis=0, return_counts=True)
     assert len(counts) == 6 and counts.min() > 900 and counts.max() < 1100
+
+
+# ---- the clicks of a simulated user -------------------------------------------------------------------------------
+
+def test_the_inner_click_is_the_deepest_pixel_and_the_frame_is_outside():
+    mask = np.zeros((20, 31), bool)
+    mask[3:12, 5:26] = True
+    x, y = clicks.inner_click(mask)
+    assert y == 7 and 9 <= x <= 21
+    assert clicks.inner_click(np.ones((5, 9), bool))[1] == 2
+    with pytest.raises(ValueError, match="empty"):
+        clicks.inner_click(np.zeros((3, 4), bool))
+
+
+def test_a_corrective_click_goes_to_the_thickest_error_with_its_label():
+    truth, predicted = np.zeros((2, 30, 50), bool)
+    truth[5:25, 5:25] = True
+    predicted[5:25, 5:20] = True      # 5 columns are missing
+    predicted[10:13, 30:40] = True    # 3 rows spill over
+    (x, y), label = clicks.corrective_click(predicted, truth, [])
+    assert label == 1 and 20 <= x < 25 and truth[y, x] and not predicted[y, x]
+    predicted[8:19, 28:45] = True     # now more spills over
+    (x, y), label = clicks.corrective_click(predicted, truth, [])
+    assert label == 0 and predicted[y, x] and not truth[y, x]
+    assert clicks.corrective_click(truth, truth, []) is None
+
+
+def test_a_pixel_that_was_clicked_is_no_error_any_more():
+    truth, predicted = np.zeros((2, 4, 5), bool)
+    truth[1, 2] = True
+    assert clicks.corrective_click(predicted, truth, []) == ((2, 1), 1)
+    assert clicks.corrective_click(predicted, truth, [(2, 1)]) is None
+    assert truth[1, 2] and not predicted.any()   # its input stays as it was
+
+
+@given(hnp.arrays(bool, (7, 9)), hnp.arrays(bool, (7, 9)))
+@settings(max_examples=60, deadline=None)
+def test_every_corrective_click_corrects(predicted, truth):
+    click = clicks.corrective_click(predicted, truth, [])
+    if click is None:
+        assert np.array_equal(predicted, truth)
+    else:
+        (x, y), label = click
+        assert predicted[y, x] != truth[y, x] and truth[y, x] == bool(label)

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from pycocotools import mask as coco_mask
 
+from sam_lora.data import geometry
 from sam_lora.data.geometry import (
     box_polygon,
     clip_box,
@@ -370,3 +371,13 @@ def test_any_mask_comes_back_nearly_from_its_polygon(small, factor):
     if len(polygon):
         again = full_mask([polygon], mask.shape[::-1])
         assert (again & mask).sum() >= 0.93 * (again | mask).sum()
+
+
+@pytest.mark.parametrize(("offsets", "expected"), [
+    pytest.param((0, 0, 0, 0), (10, 20, 30, 60), id="stays"),
+    pytest.param((0.1, 0.1, 0.1, 0.1), (8, 16, 32, 64), id="outwards, by its own width and height"),
+    pytest.param((-0.1, 0, 0, -0.5), (12, 20, 30, 40), id="inwards"),
+    pytest.param((9, 9, 9, 9), (0, 0, 100, 70), id="within the picture"),
+    pytest.param((-0.9, -0.9, -0.9, -0.9), (28, 56, 29, 57), id="a pixel is left")])
+def test_sides_of_a_box_move(offsets, expected):
+    assert geometry.move_sides((10, 20, 30, 60), (100, 70), offsets) == pytest.approx(expected)

@@ -20,8 +20,8 @@ def parsed(*flags: str) -> argparse.Namespace:
 
 @pytest.mark.parametrize(("flags", "request_"), [
     pytest.param([], SampleTable("test.csv"), id="the default table"),
-    pytest.param(["--test_csv", "t.csv", "--compare_to", "r.csv", "--prompt_trials", "3"],
-                 SampleTable("t.csv", "r.csv", 3), id="a table, compared and tried"),
+    pytest.param(["--test_csv", "t.csv", "--compare_to", "r.csv", "--prompt_kinds"],
+                 SampleTable("t.csv", "r.csv", True), id="a table, compared, by kinds of prompts"),
     pytest.param(["--image", "a.png", "--points", "5,5 6.5,7", "--labels", "1,0", "--box", "1,2,3,4"],
                  SinglePhoto("a.png", [([(5, 5), (6.5, 7)], [1, 0], (1, 2, 3, 4))]), id="one object"),
     pytest.param(["--image", "a.png", "--points", "5,5", "--points", "none", "--box", "None", "--box", "1,2,3,4"],
@@ -46,9 +46,8 @@ def test_where_the_results_go():
     pytest.param(["--box", "1,1,5,5", "--labels", "1"], "--labels, --box: only with --image", id="box for a table"),
     pytest.param(["--image", "a.png", "--box", "1,1,5,5", "--compare_to", "r.csv"], "--compare_to: not with --image",
                  id="comparing an image"),
-    pytest.param(["--image", "a.png", "--box", "1,1,5,5", "--prompt_trials", "3"], "--prompt_trials: not with --image",
-                 id="trials of an image"),
-    pytest.param(["--prompt_trials", "-1"], "must not be negative", id="fewer than no trials"),
+    pytest.param(["--image", "a.png", "--box", "1,1,5,5", "--prompt_kinds"], "--prompt_kinds: not with --image",
+                 id="kinds of prompts for an image"),
     pytest.param(["--seed", "-1"], "must not be negative", id="a seed below zero"),
     pytest.param(["--image", "a.png", "--points", "5,5", "--labels", "1 0"], "--labels: 2 for 1 points", id="labels"),
     pytest.param(["--image", "a.png", "--points", "5,5", "--points", "6,6", "--box", "1,1,5,5"],

@@ -189,7 +189,7 @@ def test_any_text_comes_back_as_it_was(value):
         """The text as heading, sentence, note, caption, cells and an attribute."""
         table = report.Table(text, [text], [report.Row(text, [report.Cell(text, number=False)], total=False)])
         picture = report.Picture("data:,", text, 3, 2)
-        return Page(report.render(report.Page(text, [(text, text)], [text], [(text, text)], [text], [table], None,
+        return Page(report.render(report.Page(text, [(text, text)], [text], [(text, text)], [text], [table], None, None,
                                               report.Training(picture, text, table), None)))
 
     page, reference = rendered(value), rendered("x")
@@ -227,7 +227,7 @@ def test_the_gallery_is_bounded_and_shows_every_class(tmp_path):
 
 def page_with(picture: report.Picture) -> Page:
     training = report.Training(picture, "", None)
-    return Page(report.render(report.Page("t", [], [], [], [], [], None, training, None)))
+    return Page(report.render(report.Page("t", [], [], [], [], [], None, None, training, None)))
 
 
 def test_pictures_are_made_smaller_where_they_are_large(tmp_path):
