@@ -240,7 +240,7 @@ def test_ctrl_c_leaves_the_last_epoch_and_says_how_to_go_on(crops, mini_weights,
                           env={**os.environ, "PYTHONUNBUFFERED": "1"}) as process:
         assert any(line.startswith("epoch 1:") for line in process.stdout)  # printed once last.ckpt is there
         process.send_signal(signal.SIGINT)
-        printed = process.communicate(timeout=60)[1]
+        printed = process.communicate(timeout=600)[1]
     assert process.returncode == 130
     assert "Traceback" not in printed and "--resume" in printed and "stopped by Ctrl-C" in printed
     assert load_checkpoint(out / "last.ckpt")["header"]["epoch"] >= 1

@@ -1,5 +1,6 @@
 """Several real processes by torchrun (gloo, on the CPU): the same numbers as one, and what becomes of a lost one."""
 
+import contextlib
 import os
 import signal
 import socket
@@ -31,14 +32,17 @@ def torchrun(folder: Path, *arguments: str, processes: int = 2) -> subprocess.Po
 def together(folder: Path, *arguments: str, processes: int = 2) -> subprocess.CompletedProcess:
     """A run of several processes to its end."""
     with torchrun(folder, *arguments, processes=processes) as process:
-        printed, errors = process.communicate(timeout=300)
+        printed, errors = process.communicate(timeout=600)
     return subprocess.CompletedProcess(process.args, process.returncode, printed, errors)
 
 
 def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
+    """A port that no program has, below those that the system hands out by itself: so none gets it before its use."""
+    for port in range(20_000 + os.getpid() % 10_000, 32_000):
+        with socket.socket() as listener, contextlib.suppress(OSError):
+            listener.bind(("127.0.0.1", port))
+            return port
+    raise OSError("no free port")
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +109,7 @@ def test_a_killed_rank_ends_the_run_with_a_message_and_a_usable_checkpoint(modul
             if line.startswith("epoch 1:"):  # printed once last.ckpt is there
                 break
         os.kill(processes_by_rank(process)[1], signal.SIGKILL)
-        printed = process.communicate(timeout=120)[1]
+        printed = process.communicate(timeout=600)[1]
     assert process.returncode != 0
     assert "another process of this run has ended" in printed and "--resume" in printed
     content = load_checkpoint(out / "last.ckpt")
@@ -132,7 +136,7 @@ def test_processes_with_other_flags_are_refused(module_crops, mini_weights, tmp_
             [sys.executable, str(ROOT / "train.py"), "--device", "cpu", "--seed", str(rank),
              *command_line(module_crops, mini_weights, tmp_path / "out")],
             stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, env=environment))
-    printed = [process.communicate(timeout=120)[1] for process in processes]
+    printed = [process.communicate(timeout=600)[1] for process in processes]
     assert [process.returncode for process in processes] == [1, 1]
     assert any("the flags or tables differ between the processes" in text for text in printed)
     assert not any("Traceback" in text for text in printed)
