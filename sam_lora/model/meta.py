@@ -21,9 +21,10 @@ from segment_anything.modeling import (  # noqa: E402
 )
 from segment_anything.modeling.image_encoder import Attention, Block, get_rel_pos  # noqa: E402
 from segment_anything.modeling.transformer import Attention as DecoderAttention  # noqa: E402
+from segment_anything.modeling.transformer import TwoWayAttentionBlock  # noqa: E402
 from segment_anything.utils.onnx import SamOnnxModel  # noqa: E402
 from segment_anything.utils.transforms import ResizeLongestSide  # noqa: E402
 
 __all__ = ["Attention", "Block", "DecoderAttention", "ImageEncoderViT", "MaskDecoder", "PromptEncoder",
            "ResizeLongestSide", "Sam", "SamAutomaticMaskGenerator", "SamOnnxModel", "SamPredictor",
-           "TwoWayTransformer", "get_rel_pos", "sam_model_registry"]
+           "TwoWayAttentionBlock", "TwoWayTransformer", "get_rel_pos", "sam_model_registry"]

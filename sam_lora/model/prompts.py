@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sam_lora.model.meta import PromptEncoder, Sam
+from sam_lora.model.two_way import transform
 
 MASK_THRESHOLD = 0.0  # logits above it are foreground, as in segment_anything
 
@@ -47,24 +48,31 @@ class Prompts:
         return Prompts(self.point_coords[rows], self.point_labels[rows],
                        None if self.boxes is None else self.boxes[rows], self.kinds[rows])
 
-    def groups(self) -> list[Tensor]:
-        """Indices (on the CPU) of the rows that can share a call: as many points, and alike in having a box or not.
-
-        SAM attends to padding points too, so only rows of one kind can be decoded together and come out as they would
-        alone.
-        """
-        rows_of: dict[tuple[int, bool], list[int]] = {}
-        for row, kind in enumerate(self.kinds):
-            rows_of.setdefault(kind, []).append(row)
-        return [torch.tensor(rows_of[kind]) for kind in sorted(rows_of)]
+    def alike(self) -> bool:
+        """Have all rows as many points, and either all a box or none?"""
+        return len(set(self.kinds)) <= 1
 
     def rows(self, index: Tensor) -> "Prompts":
-        """The prompts of one of `groups`, without padding points."""
+        """The prompts of some rows that are alike, without padding points. `index` on the CPU."""
         kinds = [self.kinds[row] for row in index.tolist()]
         count = kinds[0][0] if kinds else 0
         index = index.to(self.point_labels.device, non_blocking=True)
         boxes = None if self.boxes is None or not all(boxed for _, boxed in kinds) else self.boxes[index]
         return Prompts(self.point_coords[index, :count], self.point_labels[index, :count], boxes, kinds)
+
+    def with_click(self, coords: Tensor, labels: Tensor) -> "Prompts":
+        """Every row with one more point: `coords` (N, 2) xy in the model frame, `labels` (N,) 1 or 0."""
+        counts = [count for count, _ in self.kinds]
+        longest = max(counts, default=0)
+        point_coords, point_labels = self.point_coords[:, :longest], self.point_labels[:, :longest]
+        point_coords = torch.cat([point_coords, coords[:, None].to(point_coords.dtype)], dim=1)
+        point_labels = torch.cat([point_labels, labels[:, None].to(point_labels.dtype)], dim=1)
+        if min(counts, default=0) < longest:  # the new point comes right after a row's own, then its padding
+            order = torch.tensor([[*range(count), longest, *range(count, longest)] for count in counts])
+            order = order.to(point_labels.device, non_blocking=True)
+            point_coords = point_coords.gather(1, order[..., None].expand(-1, -1, 2))
+            point_labels = point_labels.gather(1, order)
+        return Prompts(point_coords, point_labels, self.boxes, [(count + 1, boxed) for count, boxed in self.kinds])
 
 
 def decode(sam: Sam, image_embeddings: Tensor, prompts: Prompts, mask_input: Tensor | None = None,
@@ -83,26 +91,18 @@ def decode(sam: Sam, image_embeddings: Tensor, prompts: Prompts, mask_input: Ten
 def decode_all(sam: Sam, image_embeddings: Tensor, prompts: Prompts,
                mask_input: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Like `decode`, but all four masks: index 0 is the single mask, 1 to 3 are the ambiguity masks."""
-    groups = prompts.groups()
-    if len(groups) == 1:
-        return _decode_alike(sam, image_embeddings, prompts.rows(groups[0]), mask_input)
-    parts = []
-    for rows in groups:
-        index = rows.to(image_embeddings.device, non_blocking=True)
-        parts.append(_decode_alike(sam, image_embeddings[index], prompts.rows(rows),
-                                   None if mask_input is None else mask_input[index]))
-    order = torch.cat(groups).argsort().to(image_embeddings.device, non_blocking=True)  # back to the order of the rows
-    return torch.cat([masks for masks, _ in parts])[order], torch.cat([iou for _, iou in parts])[order]
-
-
-def _decode_alike(sam: Sam, image_embeddings: Tensor, prompts: Prompts,
-                  mask_input: Tensor | None) -> tuple[Tensor, Tensor]:
-    sparse, dense = _embed_prompts(sam.prompt_encoder, prompts, mask_input)
     decoder = sam.mask_decoder
+    if prompts.alike():
+        prompts = prompts.rows(torch.arange(len(prompts.kinds)))
+    sparse, dense, present = _embed_prompts(sam.prompt_encoder, prompts, mask_input)
     output_tokens = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight])
     tokens = torch.cat([output_tokens.expand(len(sparse), -1, -1), sparse], dim=1)
     image_pe = sam.prompt_encoder.get_dense_pe().expand(len(sparse), -1, -1, -1)
-    hidden, source = decoder.transformer(image_embeddings + dense, image_pe, tokens)
+    if present is None:
+        hidden, source = decoder.transformer(image_embeddings + dense, image_pe, tokens)
+    else:
+        present = F.pad(present, (len(output_tokens), 0), value=True)
+        hidden, source = transform(decoder.transformer, image_embeddings + dense, image_pe, tokens, present)
     mask_tokens = hidden[:, 1:1 + decoder.num_mask_tokens]
     source = source.transpose(1, 2).reshape(image_embeddings.shape)         # (N, h*w, C) -> (N, C, h, w)
     upscaled = decoder.output_upscaling(source)                               # (N, C/8, 4h, 4w)
@@ -111,27 +111,37 @@ def _decode_alike(sam: Sam, image_embeddings: Tensor, prompts: Prompts,
     return masks, decoder.iou_prediction_head(hidden[:, 0])
 
 
-def _embed_prompts(encoder: PromptEncoder, prompts: Prompts, mask_input: Tensor | None) -> tuple[Tensor, Tensor]:
+def _embed_prompts(encoder: PromptEncoder, prompts: Prompts,
+                   mask_input: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
     """What `PromptEncoder.forward` returns, to the last bit, for points that are all foreground or background.
 
     Its own code picks the points of each label by boolean indexing, for which the host waits for the GPU every time.
+    Where the rows are not alike, the third tensor (N, tokens) says which of the first one's tokens a row has.
     """
     labels, boxes = prompts.point_labels, prompts.boxes
-    count = len(labels)
+    count, alike = len(labels), prompts.alike()
+    boxed = labels.new_zeros(count, dtype=torch.bool) if boxes is None else ~boxes.isnan().any(dim=1)
     sparse = [labels.new_zeros((count, 0, encoder.embed_dim), dtype=torch.float32)]
-    if labels.shape[1]:
-        points = encoder.pe_layer.forward_with_coords(prompts.point_coords + 0.5, encoder.input_image_size)
+    present = [labels.new_zeros((count, 0), dtype=torch.bool)]
+    number = labels.shape[1]
+    if number:
+        padded = boxes is None or not alike  # then SAM adds a point that is none: as many rows, else rounding differs
+        coords = F.pad(prompts.point_coords + 0.5, (0, 0, 0, int(padded)))
+        points = encoder.pe_layer.forward_with_coords(coords, encoder.input_image_size)[:, :number]
         learned = torch.cat([encoder.point_embeddings[0].weight, encoder.point_embeddings[1].weight])
         sparse.append((points + learned[labels.long()]).to(points.dtype))
-        if boxes is None:  # then SAM adds a point that is none
+        present.append(labels >= 0)
+        if padded:
             sparse.append(encoder.not_a_point_embed.weight.to(points.dtype).expand(count, 1, -1))
+            present.append(~boxed[:, None])
     if boxes is not None:
-        sparse.append(encoder._embed_boxes(boxes))
+        sparse.append(encoder._embed_boxes(boxes if alike else boxes.nan_to_num()))
+        present.append(boxed[:, None].expand(-1, 2))
     if mask_input is not None:
         dense = encoder._embed_masks(mask_input)
     else:
         dense = encoder.no_mask_embed.weight.reshape(1, -1, 1, 1).expand(count, -1, *encoder.image_embedding_size)
-    return torch.cat(sparse, dim=1), dense
+    return torch.cat(sparse, dim=1), dense, None if alike else torch.cat(present, dim=1)
 
 
 def upscale_to_frame(low_res_masks: Tensor, side: int) -> Tensor:

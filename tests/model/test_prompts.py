@@ -94,14 +94,30 @@ def test_a_batch_decodes_as_each_of_its_rows_alone_and_as_predict_torch(mini, wi
             torch.testing.assert_close(masks[i:i + 1, 1:], theirs[2], atol=2e-5, rtol=1e-4)
 
 
-def test_prompts_are_cut_and_grouped_by_kind():
+def test_prompts_are_cut_to_rows_that_are_alike():
     prompts, _ = mixed_prompts()
-    assert [group.tolist() for group in prompts.groups()] == [[2, 5], [1], [3], [0, 4]]
+    assert not prompts.alike()
     part = prompts[1:4]
     assert part.point_labels.tolist() == prompts.point_labels[1:4].tolist() and part.boxes.shape == (3, 4)
     box_only = prompts.rows(torch.tensor([2, 5]))
-    assert box_only.point_coords.shape == (2, 0, 2) and box_only.boxes.tolist() == prompts.boxes[[2, 5]].tolist()
+    assert box_only.alike() and box_only.point_coords.shape == (2, 0, 2)
+    assert box_only.boxes.tolist() == prompts.boxes[[2, 5]].tolist()
     assert prompts.rows(torch.tensor([0, 4])).boxes is None
+
+
+def test_one_more_click_comes_right_after_a_row_s_own():
+    prompts, singles = mixed_prompts()
+    coords, labels = torch.arange(12.0).reshape(6, 2), torch.tensor([1, 0, 1, 0, 1, 1])
+    more = prompts.with_click(coords, labels)
+    assert more.kinds == [(count + 1, boxed) for count, boxed in prompts.kinds]
+    for i, single in enumerate(singles):
+        count = single.point_labels.shape[1]
+        expected = [*single.point_labels[0].tolist(), labels[i].item(), *[-1] * (3 - count)]
+        assert more.point_labels[i].tolist() == expected
+        assert torch.equal(more.point_coords[i, :count], single.point_coords[0])
+        assert torch.equal(more.point_coords[i, count], coords[i])
+    again = more.with_click(coords, labels)
+    assert again.point_labels.shape == (6, 5) and again.kinds[2] == (2, True)
 
 
 @pytest.mark.parametrize("autocast", [False, True])
@@ -120,5 +136,6 @@ def test_prompts_are_embedded_as_by_segment_anything_to_the_last_bit(mini, label
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         ours = _embed_prompts(encoder, Prompts(coords, labels, boxes), masks)
         theirs = encoder(points=(coords, labels) if labels.shape[1] else None, boxes=boxes, masks=masks)
+    assert ours[2] is None
     for one, other in zip(ours, theirs):
         assert one.dtype == other.dtype and torch.equal(one, other)
