@@ -21,7 +21,12 @@ from sam_lora import cli, contracts
 from sam_lora.errors import UserError
 from sam_lora.sam_types import LORA_TARGETS, LOSSES, SAM_TYPES
 
-PROMPT_SAMPLING = {"table": 0.0, "random": 1.0, "mixed": 0.5}  # fraction of rows that get other points in an epoch
+PROMPT_SAMPLING = {  # --prompt_sampling: how often which kind of prompt, and the default --correction_rounds
+    "simulated": ({"table": 0.2, "other_points": 0.1, "points": 0.3, "box": 0.25, "box_and_points": 0.15}, 2),
+    "table": ({"table": 1.0}, 0),
+    "random": ({"other_points": 1.0}, 0),
+    "mixed": ({"table": 0.5, "other_points": 0.5}, 0),
+}
 PIXEL_AUGMENTATION = {"flip": (True, False), "color_jitter": (0.0, 0.0)}  # default without and with kept features
 BY_MODEL = {  # defaults that differ: the small SAM learns faster, and fits many images in a batch
     "vit_mini": {"batch_size": 8, "learning_rate": 1e-3},
@@ -48,9 +53,17 @@ def add_data(parser: argparse.ArgumentParser) -> None:
         help="table of step 3; default: val_reformatted.csv beside --train_csv, if it is there")
     add("--prompts_per_image", type=cli.positive_int, default=8, metavar="N",
         help="rows that share an image are trained together, up to this many, on one encoding of it")
-    add("--prompt_sampling", choices=PROMPT_SAMPLING, default="mixed",
-        help="table: the table's points in every epoch; random: as many other points of the mask, new in every epoch; "
-             "mixed: random for half of the rows. Validation always has the table's")
+    add("--prompt_sampling", choices=PROMPT_SAMPLING, default="simulated",
+        help="simulated: in every epoch new prompts, drawn from the masks, of the kinds in --prompt_mix; table: the "
+             "table's alone; random: as many other points of the mask; mixed: random for half of the rows. Validation "
+             "always has the table's")
+    add("--prompt_mix", nargs="+", type=prompt_share, metavar="KIND=SHARE",
+        help="kinds of simulated prompts and how often: table, other_points (as many as the table has), points (1 to "
+             "3), box (each side about 10 %% off), box_and_points; default: "
+             + " ".join(f"{kind}={share:g}" for kind, share in PROMPT_SAMPLING["simulated"][0].items()))
+    add("--correction_rounds", type=cli.non_negative_int, metavar="N",
+        help="after each prompt, N simulated corrective clicks, each given with the earlier ones and the mask so far; "
+             f"default: {PROMPT_SAMPLING['simulated'][1]} where prompts are simulated, else 0")
     add("--flip", action=argparse.BooleanOptionalAction,
         help="mirror training images at random, both ways; default: on, unless --feature_cache is")
     add("--color_jitter", type=cli.fraction, metavar="F",
@@ -137,6 +150,15 @@ def add_output(parser: argparse.ArgumentParser) -> None:
     cli.add_overwrite(group)
 
 
+def prompt_share(text: str) -> tuple[str, float]:
+    """"box=0.3" -> ("box", 0.3)."""
+    kind, _, share = text.partition("=")
+    if kind not in PROMPT_SAMPLING["simulated"][0]:
+        raise argparse.ArgumentTypeError(f"{text!r}: unknown kind {kind!r}; expected KIND=SHARE, the kind being one of "
+                                         f"{', '.join(PROMPT_SAMPLING['simulated'][0])}")
+    return kind, cli.non_negative_float(share)
+
+
 def settle(args: argparse.Namespace) -> None:
     """Fill in every default that depends on another flag; parser.error for flags that contradict each other."""
     refuse = get_args_parser().error
@@ -145,6 +167,14 @@ def settle(args: argparse.Namespace) -> None:
         refuse("--resume goes on with a run and --overwrite throws it away: give one of them")
     if args.lora_blocks == 0 and not args.train_decoder:
         refuse("--lora_blocks 0 with --no-train_decoder leaves nothing to train")
+    if args.prompt_mix and args.prompt_sampling != "simulated":
+        refuse(f"--prompt_mix says which prompts are simulated and --prompt_sampling {args.prompt_sampling} has none: "
+               "give one of them")
+    if args.prompt_mix and not sum(share for _, share in args.prompt_mix):
+        refuse("--prompt_mix: all shares are 0; give one of the kinds a share above 0")
+    if args.correction_rounds and args.prompt_sampling == "table":
+        refuse("--prompt_sampling table trains on the table's prompts alone and --correction_rounds adds clicks: give "
+               "one of them")
     if args.feature_cache and changing_pixels:
         refuse(f"--feature_cache keeps the features of unchanged images and {changing_pixels[0]} changes them in every "
                "epoch: give one of them")
@@ -154,6 +184,9 @@ def settle(args: argparse.Namespace) -> None:
     for name, value in (BY_MODEL[args.model_type] | defaults).items():
         if getattr(args, name) is None:
             setattr(args, name, value)
+    mix, rounds = PROMPT_SAMPLING[args.prompt_sampling]
+    args.prompt_mix = dict(args.prompt_mix) if args.prompt_mix else mix
+    args.correction_rounds = rounds if args.correction_rounds is None else args.correction_rounds
     args.cache_dir = args.cache_dir or str(Path(args.save_dir) / contracts.FEATURE_CACHE_FOLDER)
     beside = Path(args.train_csv).parent / contracts.training_table("val")
     if not args.val_csv and beside.is_file():
@@ -332,10 +365,12 @@ def make_loaders(args: argparse.Namespace, tables: Tables, sam, features, ranks)
     """(Loader of the training table, Loader of the validation table or None)."""
     from sam_lora.model.augment import Augmentation
     from sam_lora.model.batches import PromptedImages
+    from sam_lora.model.prompt_mix import PromptMix
     from sam_lora.training.loading import Loader
     ranks.say(f"{len(tables.train)} training rows, {len(tables.val)} validation rows"
               + ("" if tables.val else ": without validation, the last epoch is the final one"))
-    augment = Augmentation(args.seed, args.flip, args.color_jitter, PROMPT_SAMPLING[args.prompt_sampling])
+    augment = Augmentation(args.seed, args.flip, args.color_jitter, PromptMix(**args.prompt_mix),
+                           args.correction_rounds)
     side, read = sam.image_encoder.img_size, features.files if features else None
     train_images = PromptedImages(tables.train, side, args.prompts_per_image, True, False, read, augment)
     val_images = PromptedImages(tables.val, side, args.prompts_per_image, True, True, read)

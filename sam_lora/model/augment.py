@@ -1,4 +1,4 @@
-"""Augmentation of one item of the training table: mirror it, change its colours, click elsewhere in its masks.
+"""Augmentation of one item of the training table: mirror it, change its colours, prompt its masks anew.
 
 All random numbers follow from (seed, epoch, row), so what happens to a row does not depend on its batch, on the number
 of loader workers or on the number of processes.
@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sam_lora.data.clicks import random_points
 from sam_lora.model.batches import Item
+from sam_lora.model.prompt_mix import PromptMix
 from sam_lora.model.prompts import Prompts
 
-IMAGE_STREAM, CLICK_STREAM = 1, 2  # of random numbers: changing one kind of augmentation leaves the other as it was
+IMAGE_STREAM, CLICK_STREAM, CORRECTION_STREAM = 1, 2, 3  # of random numbers: changing one leaves the others as they are
 
 
 @dataclass(frozen=True)
@@ -22,32 +22,32 @@ class Augmentation:
     """What changes from epoch to epoch. Validation and inference have none.
 
     `flip`: mirror half of the images left to right and half of them top to bottom. `color_jitter` (0 to 1): change
-    brightness, contrast and saturation by up to this fraction. `new_points` (0 to 1): the fraction of rows that get
-    other foreground points, as many as the table has.
+    brightness, contrast and saturation by up to this fraction. `prompts`: the kinds of prompts, None for the table's
+    alone. `correction_rounds`: how many corrective clicks each row gets random numbers for.
     """
 
     seed: int
     flip: bool = False
     color_jitter: float = 0.0
-    new_points: float = 0.0
+    prompts: PromptMix | None = None
+    correction_rounds: int = 0
 
     def __call__(self, item: Item, epoch: int) -> Item:
-        """The item as this epoch sees it. Without an image, because its features are kept, only clicks change."""
+        """The item as this epoch sees it. Without an image, because its features are kept, only prompts change."""
         if item.image is not None and (self.flip or self.color_jitter):
             draws = self._generator(epoch, item.rows[0], IMAGE_STREAM).random(5)
             if self.color_jitter:
                 item = replace(item, image=jitter_colors(item.image, 1 + self.color_jitter * (2 * draws[2:] - 1)))
             if self.flip:
                 item = mirror(item, top_to_bottom=draws[0] < 0.5, left_to_right=draws[1] < 0.5)
-        if not self.new_points:
-            return item
-        return replace(item, prompts=[self._prompts_of(epoch, *row)
-                                      for row in zip(item.rows, item.prompts, item.targets)])
-
-    def _prompts_of(self, epoch: int, row: int, prompts: Prompts, target: Tensor) -> Prompts:
-        """The prompts of one row in this epoch: the table's, or other points of its mask."""
-        generator = self._generator(epoch, row, CLICK_STREAM)
-        return draw_points(prompts, target.numpy(), generator) if generator.random() < self.new_points else prompts
+        if self.prompts:
+            item = replace(item, prompts=[
+                self.prompts.draw(prompts, target.numpy(), self._generator(epoch, row, CLICK_STREAM))
+                for row, prompts, target in zip(item.rows, item.prompts, item.targets)])
+        if self.correction_rounds:
+            item = replace(item, correction_draws=[
+                self._generator(epoch, row, CORRECTION_STREAM).random(self.correction_rounds) for row in item.rows])
+        return item
 
     def _generator(self, epoch: int, row: int, stream: int) -> np.random.Generator:
         return np.random.default_rng((self.seed, epoch, row, stream))
@@ -81,19 +81,3 @@ def jitter_colors(image: Tensor, factors: np.ndarray) -> Tensor:
     image = functional.adjust_brightness(image, brightness)
     image = functional.adjust_contrast(image, contrast)
     return functional.adjust_saturation(image, saturation)
-
-
-def draw_points(prompts: Prompts, target: np.ndarray, generator: np.random.Generator) -> Prompts:
-    """The prompts of one row with other foreground points: as many, anywhere in the mask, all different.
-
-    `target` (h, w) uint8 in the model frame. Every pixel that the object covers by half or more is equally likely;
-    where it covers none by half, those it covers most. Background points, boxes, and rows without any mask stay.
-    """
-    foreground = prompts.point_labels[0] == 1
-    most_covered = target.max(initial=0)
-    if not most_covered or not foreground.any():
-        return prompts
-    points = random_points(target >= min(most_covered, 128), 1, int(foreground.sum()), generator)[0]
-    coords = prompts.point_coords.clone()
-    coords[0, foreground] = torch.from_numpy(points).to(coords.dtype)
-    return replace(prompts, point_coords=coords)

@@ -5,7 +5,7 @@ Images travel as uint8; the device normalises them (`encode.preprocess`).
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import cv2
@@ -43,6 +43,7 @@ class Item:
     prompts: list[Prompts]             # one for each row, N = 1, in pixels of the model frame
     targets: list[Tensor]              # (h, w) uint8, 255 = wholly covered; empty without labels
     masks: list[np.ndarray | None]     # (H, W) bool at full resolution, None without a label; empty unless asked for
+    correction_draws: list[np.ndarray] = field(default_factory=list)  # for each row (rounds,) in 0 to 1, or none
 
 
 @dataclass
@@ -59,6 +60,7 @@ class Batch:
     targets: Tensor | None             # (N, S, S) uint8 in the model frame
     masks: list[np.ndarray | None]     # N full-resolution masks, or none
     paths: list[Path]                  # B image files
+    correction_draws: Tensor | None = None  # (N, rounds) in 0 to 1: which wrong pixel each corrective click takes
     features: Tensor | None = None     # (B, …) from `encode_frozen`, zero where the image was decoded instead
     blocks: int = 0                    # how many of the encoder's last blocks the features still have to pass
 
@@ -191,6 +193,7 @@ class Collate:
             targets=targets,
             masks=[mask for item in items for mask in item.masks],
             paths=[item.path for item in items],
+            correction_draws=collate_draws([draws for item in items for draws in item.correction_draws]),
             features=collate_features([item.features for item in items]))
 
 
@@ -206,6 +209,11 @@ def collate_prompts(prompts: Sequence[Prompts]) -> Prompts:
         if row.boxes is not None:
             boxes[i] = row.boxes[0]
     return Prompts(coords, labels, None if boxes.isnan().all() else boxes)
+
+
+def collate_draws(draws: Sequence[np.ndarray]) -> Tensor | None:
+    """(rounds,) of each row -> (N, rounds); None without corrective rounds."""
+    return torch.from_numpy(np.stack(draws)).float() if draws else None
 
 
 def collate_features(features: Sequence[Tensor | None]) -> Tensor | None:

@@ -15,6 +15,7 @@ from sam_lora.model.batches import Batch
 from sam_lora.model.encode import frame_mask, image_embeddings
 from sam_lora.model.meta import Sam
 from sam_lora.model.prompts import decode_all, upscale_to_frame
+from sam_lora.training.corrections import corrective_clicks
 
 EPSILON = 1e-6
 IOU_LOSS_WEIGHT = 1.0   # of the IoU head's squared error, as in SAM
@@ -87,25 +88,49 @@ def frame_iou(logits: Tensor, target: Tensor, valid: Tensor) -> Tensor:
 def batch_loss(sam: Sam, batch: Batch, mask_loss: MaskLoss, multimask_weight: float) -> tuple[Tensor, Tensor]:
     """(loss to minimise, mean IoU of the single masks) of a batch on the model's device.
 
+    Each row is decoded from its prompt, then once more for each corrective round that the batch has draws for: a click
+    in the error joins the earlier ones, and the logits so far are given as mask prompt, as SamPredictor's users do. The
+    loss is the mean over rounds, the IoU that of the first. The encoder runs once.
+
     The single mask, which SAM gives for several points or a box, is compared in the model frame. Of the three ambiguity
-    masks the best one is, at their own low resolution, with weight `multimask_weight`. The IoU head learns the true IoU
-    of all four.
+    masks of the first round the best one is, at their own low resolution, with weight `multimask_weight`. The IoU head
+    learns the true IoU of all of them.
     """
     side = batch.targets.shape[-1]
-    embeddings = image_embeddings(sam, batch)                                               # (B, C, h, w)
-    masks, predicted_iou = decode_all(sam, embeddings[batch.image_index], batch.prompts)    # (N, 4, 4h, 4w), (N, 4)
-    masks, predicted_iou = masks.float(), predicted_iou.float()
+    embeddings = image_embeddings(sam, batch)[batch.image_index]                            # (N, C, h, w)
+    target = batch.targets.float() / 255                                                   # (N, S, S)
+    valid = frame_mask(batch.input_sizes, side)[batch.image_index, 0].float()
+    draws = () if batch.correction_draws is None else batch.correction_draws.unbind(dim=1)
+    prompts = batch.prompts
+    masks, predicted_iou = decode_all(sam, embeddings, prompts)                             # (N, 4, 4h, 4w), (N, 4)
     with torch.autocast(batch.targets.device.type, enabled=False):
-        target = batch.targets.float() / 255                                               # (N, S, S)
-        valid = frame_mask(batch.input_sizes, side)[batch.image_index, 0].float()
-        single = upscale_to_frame(masks[:, :1], side)[:, 0]
+        single = upscale_to_frame(masks[:, :1].float(), side)[:, 0]
         iou = frame_iou(single, target, valid)
-        loss = mask_loss(single, target, valid) + IOU_LOSS_WEIGHT * (predicted_iou[:, 0] - iou) ** 2
+        rounds = [_single_loss(single, predicted_iou, target, valid, mask_loss)]
+        best_of_three = 0.0
         if multimask_weight:
-            small = [F.interpolate(x[:, None], masks.shape[-2:], mode="area").expand(-1, 3, -1, -1).flatten(0, 1)
-                     for x in (target, valid)]
-            three = masks[:, 1:].flatten(0, 1)                                             # (3N, 4h, 4w)
-            best = mask_loss(three, *small).unflatten(0, (-1, 3)).min(dim=1).values
-            iou_error = (predicted_iou[:, 1:] - frame_iou(three, *small).unflatten(0, (-1, 3))) ** 2
-            loss = loss + multimask_weight * (best + IOU_LOSS_WEIGHT * iou_error.mean(dim=1))
-    return loss.mean(), iou.mean()
+            best_of_three = multimask_weight * _multimask_loss(masks[:, 1:].float(), predicted_iou[:, 1:].float(),
+                                                               target, valid, mask_loss)
+    for round_draws in draws:
+        prompts = prompts.with_click(*corrective_clicks(single.detach(), target, valid, round_draws))
+        masks, predicted_iou = decode_all(sam, embeddings, prompts, masks[:, :1].detach())
+        with torch.autocast(batch.targets.device.type, enabled=False):
+            single = upscale_to_frame(masks[:, :1].float(), side)[:, 0]
+            rounds.append(_single_loss(single, predicted_iou, target, valid, mask_loss))
+    return (torch.stack(rounds).mean(dim=0) + best_of_three).mean(), iou.mean()
+
+
+def _single_loss(single: Tensor, predicted_iou: Tensor, target: Tensor, valid: Tensor, mask_loss: MaskLoss) -> Tensor:
+    """(N,): the loss of the single masks, logits (N, S, S) in the model frame, and the IoU head's error on them."""
+    error = predicted_iou[:, 0].float() - frame_iou(single, target, valid)
+    return mask_loss(single, target, valid) + IOU_LOSS_WEIGHT * error ** 2
+
+
+def _multimask_loss(masks: Tensor, predicted_iou: Tensor, target: Tensor, valid: Tensor, mask_loss: MaskLoss) -> Tensor:
+    """(N,): of three masks (N, 3, 4h, 4w) the loss of the best, and the IoU head's error on all of them."""
+    small = [F.interpolate(x[:, None], masks.shape[-2:], mode="area").expand(-1, 3, -1, -1).flatten(0, 1)
+             for x in (target, valid)]
+    three = masks.flatten(0, 1)                                                            # (3N, 4h, 4w)
+    best = mask_loss(three, *small).unflatten(0, (-1, 3)).min(dim=1).values
+    iou_error = (predicted_iou - frame_iou(three, *small).unflatten(0, (-1, 3))) ** 2
+    return best + IOU_LOSS_WEIGHT * iou_error.mean(dim=1)

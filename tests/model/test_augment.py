@@ -6,14 +6,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from sam_lora.model.augment import Augmentation, draw_points, jitter_colors, mirror
+from sam_lora.model.augment import Augmentation, jitter_colors, mirror
 from sam_lora.model.batches import Item
+from sam_lora.model.prompt_mix import PromptMix
 from sam_lora.model.prompts import Prompts
 
 SIZE_HW = (40, 64)
+OTHER_POINTS = PromptMix(other_points=1.0)
 
 
 def make_item(rows: tuple[int, ...] = (0,), box_xyxy: tuple[int, int, int, int] = (8, 4, 32, 20)) -> Item:
@@ -84,62 +84,26 @@ def test_the_first_row_of_an_image_decides_how_it_is_mirrored():
 
 
 def test_clicks_of_a_row_do_not_depend_on_its_companions_or_on_other_augmentation():
-    alone = Augmentation(7, new_points=1.0)(make_item(rows=(9,)), 1).prompts[0]
-    together = Augmentation(7, new_points=1.0)(make_item(rows=(5, 9)), 1).prompts
+    alone = Augmentation(7, prompts=OTHER_POINTS)(make_item(rows=(9,)), 1).prompts[0]
+    together = Augmentation(7, prompts=OTHER_POINTS)(make_item(rows=(5, 9)), 1).prompts
     assert torch.equal(together[1].point_coords, alone.point_coords)
     assert not torch.equal(together[0].point_coords, alone.point_coords)
-    colored = Augmentation(7, color_jitter=0.5, new_points=1.0)(make_item(rows=(9,)), 1)
+    colored = Augmentation(7, color_jitter=0.5, prompts=OTHER_POINTS)(make_item(rows=(9,)), 1)
     assert torch.equal(colored.prompts[0].point_coords, alone.point_coords)
     assert not torch.equal(colored.image, make_item().image)
 
 
 def test_an_item_with_features_gets_new_clicks_only():
     item = replace(make_item(), image=None, features=torch.zeros(2, 2))
-    changed = Augmentation(7, flip=True, color_jitter=0.5, new_points=1.0)(item, 1)
+    changed = Augmentation(7, flip=True, color_jitter=0.5, prompts=OTHER_POINTS)(item, 1)
     assert changed.image is None and changed.features is item.features and changed.targets is item.targets
     assert not torch.equal(changed.prompts[0].point_coords[0, :2], item.prompts[0].point_coords[0, :2])
 
 
-@pytest.mark.parametrize(("new_points", "fewest", "most"), [(0.0, 0, 0), (0.5, 70, 130), (1.0, 195, 200)])
-def test_the_wanted_fraction_of_rows_gets_new_points(new_points, fewest, most):
-    item = make_item()
-    changed = sum(not torch.equal(Augmentation(1, new_points=new_points)(replace(item, rows=[row]), 1).prompts[0]
-                                  .point_coords, item.prompts[0].point_coords) for row in range(200))
-    assert fewest <= changed <= most
-
-
-@settings(max_examples=20, deadline=None)
-@given(seed=st.integers(0, 2**31))
-def test_new_points_lie_in_the_object_and_nothing_else_changes(seed):
-    item = make_item()
-    before = item.prompts[0]
-    after = draw_points(before, item.targets[0].numpy(), np.random.default_rng(seed))
-    assert torch.equal(after.point_coords[0, 2], before.point_coords[0, 2])    # the background point
-    assert torch.equal(after.point_labels, before.point_labels) and torch.equal(after.boxes, before.boxes)
-    for x, y in after.point_coords[0, :2].int().tolist():
-        assert item.targets[0][y, x] == 255
-    assert not torch.equal(after.point_coords[0, 0], after.point_coords[0, 1])
-
-
-def test_every_pixel_of_the_object_is_equally_likely():
-    item = make_item(box_xyxy=(5, 7, 9, 10))  # 12 pixels
-    generator = np.random.default_rng(0)
-    points = [tuple(point) for _ in range(600) for point in draw_points(
-        item.prompts[0], item.targets[0].numpy(), generator).point_coords[0, :2].int().tolist()]
-    counts = [points.count((x, y)) for y in range(7, 10) for x in range(5, 9)]
-    assert sum(counts) == 1200 and min(counts) > 60 and max(counts) < 145
-
-
-def test_an_object_thinner_than_a_pixel_of_the_frame_still_gets_its_points():
-    target = np.zeros(SIZE_HW, np.uint8)
-    target[7], target[8] = 90, 60
-    points = draw_points(make_item().prompts[0], target, np.random.default_rng(1)).point_coords[0, :2]
-    assert points[:, 1].tolist() == [7, 7]
-
-
-@pytest.mark.parametrize("labels", [pytest.param([[1, 1, 0]], id="no mask"), pytest.param([[0, 0, 0]], id="no click")])
-def test_rows_without_a_mask_or_without_foreground_points_keep_theirs(labels):
-    target = np.zeros(SIZE_HW, np.uint8)
-    target[:] = 255 * (labels == [[0, 0, 0]])
-    prompts = replace(make_item().prompts[0], point_labels=torch.tensor(labels))
-    assert draw_points(prompts, target, np.random.default_rng(0)) is prompts
+def test_corrective_rounds_get_random_numbers_of_the_row_alone():
+    draws = Augmentation(7, correction_rounds=3)(make_item(rows=(5, 9)), 1).correction_draws
+    alone = Augmentation(7, flip=True, prompts=OTHER_POINTS, correction_rounds=3)(make_item(rows=(9,)), 1)
+    assert [row.shape for row in draws] == [(3,), (3,)] and (draws[1] == alone.correction_draws[0]).all()
+    assert (draws[0] != draws[1]).all() and all(0 <= number < 1 for row in draws for number in row)
+    assert (Augmentation(7, correction_rounds=3)(make_item(rows=(9,)), 2).correction_draws[0] != draws[1]).all()
+    assert make_item().correction_draws == Augmentation(7)(make_item(), 1).correction_draws == []

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from sam_lora.data.samples import read_samples
 from sam_lora.model.augment import Augmentation
-from sam_lora.model.batches import PromptedImages
+from sam_lora.model.batches import Batch, PromptedImages
+from sam_lora.model.prompt_mix import PromptMix
 from sam_lora.training.distributed import Ranks
 from sam_lora.training.loading import Loader, Part, ProcessBatches, parts_of_steps
 
@@ -63,19 +64,25 @@ def test_parts_weigh_masks_alike_in_all_processes_and_batches_alike_in_a_step():
 
 @pytest.fixture
 def images(crops) -> PromptedImages:
-    augment = Augmentation(5, flip=True, color_jitter=0.3, new_points=0.5)
+    augment = Augmentation(5, True, 0.3, PromptMix(table=1, points=1, box=1), correction_rounds=2)
     return PromptedImages(read_samples(crops.train_csv), SIDE, 8, True, False, augment=augment)
 
 
 def epoch_of(images: PromptedImages, number: int, *, batch_size: int = 2, num_workers: int = 0,
              ranks: Ranks = ALONE) -> dict[int, tuple]:
-    """row -> (image, target, points) as the epoch sees them."""
+    """row -> (image, target, points, box, draws of corrective rounds) as the epoch sees them."""
     loader = Loader(images, batch_size=batch_size, num_workers=num_workers, pin_memory=False, ranks=ranks, seed=5)
     rows = {}
     for epoch in sorted({1, number}):  # workers persist from epoch to epoch
-        rows = {row: (batch.images[place], batch.targets[place], batch.prompts.point_coords[place])
+        rows = {row: (batch.images[place], batch.targets[place], *prompt_of(batch, place),
+                      batch.correction_draws[place])
                 for batch, part in loader.epoch(epoch, 1) if part.masks for place, row in enumerate(batch.rows)}
     return rows
+
+
+def prompt_of(batch: Batch, place: int) -> tuple[torch.Tensor, torch.Tensor]:
+    prompts = batch.prompts.rows(torch.tensor([place]))
+    return prompts.point_coords, torch.zeros(0) if prompts.boxes is None else prompts.boxes
 
 
 def same(first: dict[int, tuple], second: dict[int, tuple]) -> bool:

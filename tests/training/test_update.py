@@ -15,6 +15,7 @@ from sam_lora.errors import UserError
 from sam_lora.model.augment import Augmentation
 from sam_lora.model.batches import PromptedImages
 from sam_lora.model.checkpoints import prepare_for_training
+from sam_lora.model.prompt_mix import PromptMix
 from sam_lora.training.distributed import Ranks
 from sam_lora.training.epoch import Epoch
 from sam_lora.training.loading import Loader
@@ -22,6 +23,7 @@ from sam_lora.training.losses import batch_loss, bce_iou
 from sam_lora.training.update import GRADIENT_CLIP, MAX_BAD_STEPS, LearningRate, Update
 
 CPU = torch.device("cpu")
+MIX = PromptMix(table=1, other_points=1, points=1, box=1, box_and_points=1)
 
 
 class HostWaits(TorchDispatchMode):
@@ -91,13 +93,14 @@ def sam():
 
 @pytest.fixture
 def mixed_batches(crops):
-    """An epoch whose rows prompt with one, two or three points, and boxes: every kind of row in each batch."""
+    """An epoch whose rows prompt with one, two or three points, and boxes, each with two corrective clicks."""
     import pandas as pd
     rows = pd.read_csv(crops.train_csv, dtype=str)
     rows["box"] = ""
     rows.loc[0, "points"], rows.loc[1, "points"], rows.loc[2, "box"] = "[[20,20]]", "[[20,20],[22,21]]", "[2,2,30,30]"
     rows.to_csv(crops.train_csv, index=False)
-    images = PromptedImages(read_samples(crops.train_csv), 128, 8, True, False, augment=Augmentation(1, True, 0.2, 0.5))
+    augment = Augmentation(1, True, 0.2, MIX, correction_rounds=2)
+    images = PromptedImages(read_samples(crops.train_csv), 128, 8, True, False, augment=augment)
     return list(Loader(images, batch_size=3, num_workers=0, pin_memory=False, ranks=Ranks(), seed=1).epoch(1, 1))
 
 
