@@ -2,9 +2,10 @@
 
 Reads   train.csv val.csv test.csv, made by Create_yolo_csv.py (YOLO) or Create_csv.py (COCO)
 Writes  train_reformatted.csv val_reformatted.csv test_reformatted.csv: image, label (its mask), points
-        ([[x1,y1],[x2,y2],[x3,y3]], x and y in pixels of the image)
+        ([[x1,y1],[x2,y2],[x3,y3]], x and y in pixels of the image); with --prompts also box ([x0,y0,x1,y1])
 
     python reformated_csv.py
+    python reformated_csv.py --prompts box          prompt with each mask's box instead of three points; both: with both
     python reformated_csv.py --input_dir tables --output_dir tables --splits train test --overwrite
 
 A split table that does not exist (a small data set may have no val) is passed over. Next step: python train.py
@@ -17,12 +18,13 @@ from typing import TYPE_CHECKING
 
 from sam_lora import cli, contracts, files
 from sam_lora.errors import UserError
-from sam_lora.tables import points_to_json, read_table, row_lines, write_tables
+from sam_lora.tables import box_to_json, points_to_json, read_table, resolve_path, row_lines, write_tables
 
 if TYPE_CHECKING:
     import pandas as pd
 
 SHOWN = 5  # bad rows listed one by one
+PROMPTS = ("points", "box", "both")
 
 
 def get_args_parser() -> argparse.ArgumentParser:
@@ -31,6 +33,8 @@ def get_args_parser() -> argparse.ArgumentParser:
     data.add_argument("--input_dir", default=".", metavar="DIR", help="folder of the split tables")
     data.add_argument("--splits", nargs="+", choices=contracts.SPLITS, default=list(contracts.SPLITS),
                       help="which tables to reformat")
+    data.add_argument("--prompts", choices=PROMPTS, default="points",
+                      help="what the rows prompt with: the three points, the box tight around the mask, or both")
     output = parser.add_argument_group("output")
     output.add_argument("--output_dir", default=".", metavar="DIR", help="training tables go here")
     cli.add_overwrite(output)
@@ -53,6 +57,35 @@ def training_rows(table: "pd.DataFrame", lines: Sequence[int]) -> tuple[list[tup
         points = points_to_json(list(zip(values[::2], values[1::2])))
         good.append((row["image_path"], row["mask_path"], points))
     return good, bad
+
+
+def add_boxes(table: "pd.DataFrame", path: Path, keep_points: bool) -> tuple["pd.DataFrame", list[str]]:
+    """The rows of a training table with the box of each mask, and what is wrong with those left out.
+
+    `path`: the split table, which relative paths of masks belong to.
+    """
+    from tqdm import tqdm
+
+    from sam_lora import workers
+    masks = [resolve_path(label, path) for label in table["label"]]
+    boxes = list(tqdm(workers.map_in_threads(box_of_mask, masks), desc=f"boxes of {path.name}", total=len(masks),
+                      unit="mask", leave=False, disable=None))
+    bad = [f"{mask}: {box}" for mask, box in zip(masks, boxes) if isinstance(box, str)]
+    boxed = table[[not isinstance(box, str) for box in boxes]].copy()
+    boxed[contracts.BOX_COLUMN] = [box_to_json(box) for box in boxes if not isinstance(box, str)]
+    if not keep_points:
+        boxed["points"] = ""
+    return boxed, bad
+
+
+def box_of_mask(path: Path) -> tuple[int, int, int, int] | str:
+    """xyxy in pixels, tight around the mask, x1 and y1 exclusive; or the reason why there is none."""
+    from sam_lora.data.geometry import mask_to_xyxy
+    from sam_lora.data.imaging import ImageError, load_mask
+    try:
+        return mask_to_xyxy(load_mask(path)) or "empty mask"
+    except ImageError as error:
+        return error.reason
 
 
 def pixel(text: str) -> float | None:
@@ -85,7 +118,13 @@ def main(args: argparse.Namespace) -> None:
             raise UserError(f"{path}: none of {len(bad)} rows can be used, e.g. {bad[0]}; expected paths, and points "
                             f"in pixels; make it with {contracts.MADE_BY['split']}")
         tables[split] = pd.DataFrame(good, columns=contracts.TRAINING_COLUMNS)
-        notes.append(f"{outputs[split]}: {len(good)} rows")
+        if args.prompts != "points":
+            tables[split], without_box = add_boxes(tables[split], path, keep_points=args.prompts == "both")
+            bad += without_box
+            if tables[split].empty:
+                raise UserError(f"{path}: no mask has a box, e.g. {without_box[0]}; expected masks with an object, as "
+                                f"the converters write them; paths are relative to {path.parent} or this folder")
+        notes.append(f"{outputs[split]}: {len(tables[split])} rows")
         if bad:
             more = f"; and {len(bad) - SHOWN} more" if len(bad) > SHOWN else ""
             notes.append(f"  skipped {len(bad)} rows of {path}: {'; '.join(bad[:SHOWN])}{more}")

@@ -114,6 +114,11 @@ def point_labels_from_json(text: str, count: int, where: str) -> list[int]:
     return [int(label) for label in labels]
 
 
+def box_to_json(box: Sequence[float]) -> str:
+    """(x0, y0, x1, y1) -> "[x0,y0,x1,y1]"."""
+    return json.dumps([_plain(value) for value in box], separators=(",", ":"))
+
+
 def box_from_json(text: str, where: str) -> list[float]:
     """"[x0,y0,x1,y1]" -> four finite numbers with x0 < x1 and y0 < y1."""
     box = _json_list(text, where, "[x0,y0,x1,y1]")

@@ -1,3 +1,5 @@
+import cv2
+import numpy as np
 import pandas as pd
 import pytest
 from data_set_builder import entries, refused, run_script
@@ -5,6 +7,7 @@ from data_set_builder import entries, refused, run_script
 import reformated_csv
 from reformated_csv import pixel
 from sam_lora.contracts import SPLIT_COLUMNS
+from sam_lora.data.samples import read_samples
 from sam_lora.tables import points_from_json
 
 HEADER = ",".join(SPLIT_COLUMNS)
@@ -40,6 +43,45 @@ def test_whole_tables(in_tmp_path, capsys):
                                        "test_reformatted.csv: 1 rows\n")
     cell = pd.read_csv("train_reformatted.csv").loc[1, "points"]
     assert points_from_json(cell, "cell") == [[10, 20], [30, 40], [50.5, 60]]
+
+
+@pytest.fixture
+def masks(in_tmp_path):
+    """Two split tables beside a mask with two parts, a whole one, an empty one and one that is none."""
+    folder = in_tmp_path / "tables" / "m"
+    folder.mkdir(parents=True)
+    for name, boxes in (("parts.png", [(3, 5, 20, 9), (30, 2, 41, 28)]), ("full.png", [(0, 0, 50, 30)]),
+                        ("empty.png", [])):
+        mask = np.zeros((30, 50), np.uint8)
+        for x0, y0, x1, y1 in boxes:
+            mask[y0:y1, x0:x1] = 255
+        cv2.imwrite(str(folder / name), mask)
+    (folder / "broken.png").write_text("no picture")
+    names = ("parts.png", "empty.png", "full.png", "broken.png", "missing.png")
+    write(in_tmp_path / "tables" / "train.csv", *(f"a.png,m/{name},0,a,4,6,3,5,40,2" for name in names))
+    return in_tmp_path
+
+
+@pytest.mark.parametrize(("prompts", "points"), [("box", ["", ""]), ("both", ["[[4,6],[3,5],[40,2]]"] * 2)])
+def test_boxes_are_tight_around_the_masks(masks, capsys, prompts, points):
+    run("--input_dir", "tables", "--output_dir", "tables", "--prompts", prompts)
+    table = pd.read_csv("tables/train_reformatted.csv", dtype=str, keep_default_na=False)
+    assert table.columns.tolist() == ["image", "label", "points", "box"] and table["points"].tolist() == points
+    assert table["label"].tolist() == ["m/parts.png", "m/full.png"]
+    assert table["box"].tolist() == ["[3,2,41,28]", "[0,0,50,30]"]
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "tables/train_reformatted.csv: 2 rows"
+    assert lines[1].startswith("  skipped 3 rows of tables/train.csv: tables/m/empty.png: empty mask; "
+                               "tables/m/broken.png: ") and "m/missing.png: " in lines[1]
+    samples = read_samples("tables/train_reformatted.csv")
+    assert [sample.box for sample in samples] == [(3, 2, 41, 28), (0, 0, 50, 30)]
+    assert [len(sample.points) for sample in samples] == [3 * (prompts == "both")] * 2
+
+
+def test_no_mask_with_a_box_is_an_error(masks, capsys):
+    write(masks / "tables" / "train.csv", "a.png,m/empty.png,0,a,1,2,3,4,5,6")
+    code, line = refused(capsys, reformated_csv, "--input_dir", "tables", "--prompts", "box")
+    assert code == 1 and "tables/train.csv: no mask has a box, e.g. tables/m/empty.png: empty mask" in line
 
 
 def test_other_folders_and_chosen_splits(in_tmp_path):
