@@ -22,8 +22,7 @@ def corrective_clicks(logits: Tensor, target: Tensor, valid: Tensor, draws: Tens
     chosen = wrong
     for instead in (truth & valid, valid):
         chosen = torch.where(chosen.flatten(1).any(dim=1)[:, None, None], chosen, instead)
-    nearby = F.avg_pool2d(chosen[:, None].float(), WINDOW, stride=1, padding=WINDOW // 2)[:, 0] * WINDOW ** 2
-    weights = torch.where(chosen, nearby.round(), 0).int().flatten(1)   # whole numbers: their sums are exact
+    weights = torch.where(chosen, _count_nearby(chosen), 0).flatten(1)          # whole numbers: their sums are exact
     sums = weights.cumsum(dim=1, dtype=torch.int32)
     wanted = (draws.double() * sums[:, -1]).int()[:, None]
     pixel = torch.searchsorted(sums, wanted, right=True)                        # (N, 1)
@@ -31,3 +30,11 @@ def corrective_clicks(logits: Tensor, target: Tensor, valid: Tensor, draws: Tens
     width = logits.shape[-1]
     labels = truth.flatten(1).gather(1, pixel)[:, 0].int()
     return torch.cat([pixel % width, pixel // width], dim=1).float(), labels
+
+
+def _count_nearby(mask: Tensor) -> Tensor:
+    """(N, H, W) bool -> int32: how many pixels are set in the square of side WINDOW around each, by running sums."""
+    sums = F.pad(mask.int(), (WINDOW // 2 + 1, WINDOW // 2) * 2).cumsum(dim=1, dtype=torch.int32)
+    sums = sums.cumsum(dim=2, dtype=torch.int32)
+    rows = sums[:, WINDOW:] - sums[:, :-WINDOW]
+    return rows[:, :, WINDOW:] - rows[:, :, :-WINDOW]

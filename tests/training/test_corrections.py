@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from sam_lora.training.corrections import corrective_clicks
+from sam_lora.training.corrections import WINDOW, _count_nearby, corrective_clicks
 
 SIZE = (40, 60)
 
@@ -64,3 +64,11 @@ def test_the_draw_alone_decides_and_every_draw_is_a_wrong_pixel(draw):
     assert target[0, int(coords[0, 1]), int(coords[0, 0])] == 1
     alone, _ = corrective_clicks(logits[:1], target[:1], valid[:1], draws[:1])
     assert torch.equal(alone, coords[:1])
+
+
+def test_the_window_counts_what_is_set_around_each_pixel():
+    mask = torch.rand(2, 20, 33, generator=torch.Generator().manual_seed(0)) > 0.7
+    reach = WINDOW // 2
+    padded = torch.nn.functional.pad(mask.int(), (reach,) * 4)
+    expected = padded.unfold(1, WINDOW, 1).unfold(2, WINDOW, 1).sum(dim=(3, 4))
+    assert torch.equal(_count_nearby(mask), expected.int())
