@@ -351,7 +351,8 @@ def checkpoint_header(args: argparse.Namespace, sam, base_sha256: str, tables: T
     from sam_lora.model.checkpoints import library_versions
     return {"model_type": args.model_type, "image_size": sam.image_encoder.img_size, "base_sha256": base_sha256,
             "lora": lora_settings(args), "train_decoder": args.train_decoder, "prompt": prompt_kind(tables.train),
-            "epoch": 0, "metrics": {}, "args": dict(vars(args)), "versions": library_versions()}
+            "prompt_mix": args.prompt_mix, "correction_rounds": args.correction_rounds, "epoch": 0, "metrics": {},
+            "args": dict(vars(args)), "versions": library_versions()}
 
 
 def make_features(args: argparse.Namespace, sam, base_sha256: str, precision):

@@ -18,6 +18,7 @@ from sam_lora import contracts
 from sam_lora.errors import UserError
 from sam_lora.model.checkpoints import load_checkpoint, load_tuned_sam, prepare_for_training
 from sam_lora.model.sam import load_sam
+from sam_lora.model.trained_prompts import trained_kinds
 
 LOG_COLUMNS = ["epoch", "train_loss", "val_loss", "train_iou", "val_iou", "learning_rate", "seconds", "images_per_s",
                "data_wait", "peak_memory_mb", "skipped_steps"]
@@ -35,7 +36,8 @@ def test_a_run_leaves_its_files_and_a_log_that_starts_untuned(crops, mini_weight
     assert files(out) == {top, "last.ckpt", "sam_lora_final.ckpt", "training_log.csv", "training_curves.png"}
     final = torch.load(out / "sam_lora_final.ckpt", weights_only=True)
     assert final["header"]["epoch"] == log["epoch"][best]
-    assert final["header"]["prompt"] == "3 points"
+    assert final["header"]["prompt"] == "3 points" and final["header"]["prompt_mix"]["box"] > 0
+    assert (0, True) in trained_kinds(final["header"])
     assert final["header"]["metrics"]["untuned_val_iou"] == pytest.approx(log["val_iou"][0])
     assert "training" not in final
     assert "LoRA on 6 layers" in capsys.readouterr().out
@@ -221,6 +223,11 @@ def test_resume_refuses_another_kind_of_run(crops, mini_weights, tmp_path):
     pytest.param(("--resume", "--overwrite"), id="resume and overwrite"),
     pytest.param(("--lora_blocks", "0", "--no-train_decoder"), id="nothing to train"),
     pytest.param(("--feature_cache", "--flip"), id="features of mirrored images"),
+    pytest.param(("--prompt_mix", "box=1", "--prompt_sampling", "mixed"), id="a mix where nothing is simulated"),
+    pytest.param(("--prompt_mix", "box=0", "points=0"), id="a mix of nothing"),
+    pytest.param(("--prompt_mix", "boxes=1"), id="an unknown kind of prompt"),
+    pytest.param(("--prompt_mix", "box=half"), id="a share that is no number"),
+    pytest.param(("--prompt_sampling", "table", "--correction_rounds", "2"), id="the table's alone and other clicks"),
     pytest.param(("--batch_size", "0"), id="batch of none"),
     pytest.param(("--lora_targets", "q_proj"), id="layer SAM does not have"),
     pytest.param(("--train", "x.csv"), id="abbreviated flag"),

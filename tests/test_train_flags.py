@@ -61,6 +61,9 @@ def untuned(folder: Path) -> float:
     pytest.param(("--color_jitter", "0.5"), id="colours"),
     pytest.param(("--prompt_sampling", "table"), id="the table's points"),
     pytest.param(("--prompt_sampling", "random"), id="other points in every row"),
+    pytest.param(("--prompt_sampling", "mixed", "--correction_rounds", "1"), id="points and a corrective click"),
+    pytest.param(("--prompt_mix", "box=1"), id="boxes"),
+    pytest.param(("--correction_rounds", "0"), id="no corrective clicks"),
 ])
 def test_training_changes_and_the_untuned_model_does_not(plain, with_flags, flags):
     out = with_flags(*flags)
