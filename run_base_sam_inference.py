@@ -39,13 +39,15 @@ def main(args: argparse.Namespace) -> None:
     from sam_lora.results import inference
     from sam_lora.results.requests import Candidate
 
+    runtime = arguments.runtime_of(args)
+
     def load_model() -> Sam:
         sam, _ = load_sam(args.model_type, args.checkpoint, args.image_size)
-        print(f"{args.model_type} as released, at {sam.image_encoder.img_size} px")
+        runtime.ranks.say(f"{args.model_type} as released, at {sam.image_encoder.img_size} px")
         return sam
 
     candidate = Candidate(load_model, tuned=False, name=f"{args.model_type} as released")
-    inference.infer(candidate, arguments.request_of(args), arguments.destination_of(args), arguments.runtime_of(args))
+    inference.infer(candidate, arguments.request_of(args), arguments.destination_of(args), runtime)
 
 
 if __name__ == "__main__":

@@ -40,14 +40,16 @@ def main(args: argparse.Namespace) -> None:
     from sam_lora.results import inference
     from sam_lora.results.requests import Candidate
 
+    runtime = arguments.runtime_of(args)
+
     def load_model() -> Sam:
         sam, header = checkpoints.load_tuned_sam(args.checkpoint, args.base_checkpoint)
-        print(f"{args.checkpoint}: {header['model_type']} at {header['image_size']} px, epoch {header['epoch']}, "
-              f"trained with {header['prompt']} a mask")
+        runtime.ranks.say(f"{args.checkpoint}: {header['model_type']} at {header['image_size']} px, "
+                          f"epoch {header['epoch']}, trained with {header['prompt']} a mask")
         return sam
 
     candidate = Candidate(load_model, tuned=True, name=args.checkpoint, training_folder=Path(args.checkpoint).parent)
-    inference.infer(candidate, arguments.request_of(args), arguments.destination_of(args), arguments.runtime_of(args))
+    inference.infer(candidate, arguments.request_of(args), arguments.destination_of(args), runtime)
 
 
 if __name__ == "__main__":

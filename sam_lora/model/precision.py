@@ -8,6 +8,8 @@ import torch
 
 from sam_lora.errors import UserError
 from sam_lora.model.meta import Sam
+from sam_lora.model.processes import add_up
+from sam_lora.ranks import Ranks
 
 
 def select_device(name: str) -> torch.device:
@@ -25,15 +27,20 @@ def select_device(name: str) -> torch.device:
     return device
 
 
-def choose_precision(name: str, device: torch.device, sam: Sam) -> str:
-    """--precision -> fp32, bf16 or fp16. auto: on a GPU bf16, or fp16 if it has no bf16; on a CPU what is faster.
+def choose_precision(name: str, device: torch.device, sam: Sam, ranks: Ranks) -> str:
+    """--precision -> fp32, bf16 or fp16, the same in all processes of a run.
 
-    Raises UserError for fp16 on a CPU.
+    auto: on a GPU bf16, or fp16 if it has no bf16; on CPUs bf16 if it is faster on all machines of the run. On a GPU
+    products of float32 matrices are TF32 from here on. Raises UserError for fp16 on a CPU.
     """
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision("high")
     if name == "auto":
         if device.type == "cuda":
             return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
-        return "bf16" if device.type == "cpu" and bf16_is_faster(sam) else "fp32"
+        if device.type != "cpu":
+            return "fp32"
+        return "bf16" if add_up([bf16_is_faster(sam)], ranks).item() == ranks.world_size else "fp32"
     if name == "fp16" and device.type == "cpu":
         raise UserError("--precision fp16: needs a GPU; on the CPU give fp32 or bf16")
     return name
