@@ -7,6 +7,7 @@ import contextlib
 import hashlib
 import json
 import signal
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -47,7 +48,8 @@ def joined(ranks: Ranks, backend: str, lost_peer: str, timeout: timedelta | None
         return
 
     def stop(*_) -> None:
-        raise UserError(lost_peer)
+        if sys.exc_info()[0] is None:  # otherwise it is ending already, and shall finish cleaning up
+            raise UserError(lost_peer)
 
     before = signal.signal(signal.SIGTERM, stop)
     torch.distributed.init_process_group(backend, timeout=timeout)
