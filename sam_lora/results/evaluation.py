@@ -1,7 +1,7 @@
 """A test table, from its rows to the results folder: predict, score, summarise, compare, draw, report."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -38,10 +38,12 @@ class ReadTable:
 
 @dataclass
 class ScoredTable:
-    """`results`: RESULT_COLUMNS in table order; `by_prompt`: by row, where other kinds of prompts were scored."""
+    """`results`: RESULT_COLUMNS in table order; `by_prompt`: by row, where other kinds of prompts were scored;
+    `cells`: by row, what `sample_pictures.draw_sample` returned while the model went on."""
 
     results: pd.DataFrame
     by_prompt: dict[int, PromptScores] = field(default_factory=dict)
+    cells: dict[int, np.ndarray] = field(default_factory=dict)
 
 
 def evaluate_table(candidate: Candidate, table: SampleTable, destination: Destination,
@@ -63,13 +65,14 @@ def evaluate_table(candidate: Candidate, table: SampleTable, destination: Destin
     with processes.shared_folder(ranks, destination.folder, entries, destination.overwrite) as folder:
         sam = candidate.load()
         precision = choose_precision(runtime.precision, runtime.device, sam, ranks)
-        scored = predict_table(sam, read, folder, replace(runtime, precision=precision),
+        chosen = sample_pictures.choose_pictures(read.names, destination.num_pictures, destination.seed)
+        scored = predict_table(sam, read, folder, replace(runtime, precision=precision), chosen,
                                kinds_seed=destination.seed if table.prompt_kinds else None)
         if not ranks.first:
             return None
-        if destination.num_pictures:
-            sample_pictures.draw(scored.results, read.samples, folder, destination,
-                                 f"{prefix}: {Path(table.test_csv).name}")
+        if chosen:
+            sample_pictures.draw(scored.results, read.samples, folder, f"{prefix}: {Path(table.test_csv).name}",
+                                 scored.cells)
         findings = Findings({contracts.results_table(prefix): scored.results})
         add_summaries(findings, scored.results, prefix)
         if read.other is not None:
@@ -94,21 +97,28 @@ def read_test_table(table: SampleTable) -> ReadTable:
     return ReadTable(samples, class_names(samples), source_photos(samples), other)
 
 
-def predict_table(sam: Sam, read: ReadTable, folder: Path, runtime: Runtime,
+def predict_table(sam: Sam, read: ReadTable, folder: Path, runtime: Runtime, chosen: Collection[int],
                   kinds_seed: int | None = None) -> ScoredTable:
-    """Predict all rows, write their masks, score them; no pictures yet. `kinds_seed` as for `predict`."""
+    """Predict all rows, write their masks, score them; draw the `chosen` ones among those that this process has, if it
+    is the first. `kinds_seed` as for `predict`."""
     (folder / contracts.PREDICTED_MASKS_FOLDER).mkdir(exist_ok=True)   # another process may have been faster
+    chosen, cells = {*chosen}, {}
 
     def finish(prediction: Prediction) -> dict:
-        sample = read.samples[prediction.row]
-        mask = f"{contracts.PREDICTED_MASKS_FOLDER}/{unique_stem(prediction.row, sample)}.png"
+        row, sample = prediction.row, read.samples[prediction.row]
+        mask = f"{contracts.PREDICTED_MASKS_FOLDER}/{unique_stem(row, sample)}.png"
         (folder / mask).write_bytes(imaging.encode_png(prediction.mask))
-        return {"result": result_row(prediction, sample, read.names[prediction.row], mask),
-                "by_prompt": None if prediction.by_prompt is None else vars(prediction.by_prompt)}
+        result = result_row(prediction, sample, read.names[row], mask)
+        if row in chosen:
+            result["picture"] = sample_pictures.picture_name(mask)
+            if runtime.ranks.first:
+                cells[row] = sample_pictures.draw_sample(sample, result, row + 1, folder)
+        return {"result": result, "by_prompt": None if prediction.by_prompt is None else vars(prediction.by_prompt)}
 
     rows = predict_rows(sam, read.samples, finish, runtime, with_masks=True, kinds_seed=kinds_seed)
     by_prompt = {number: PromptScores(**row["by_prompt"]) for number, row in enumerate(rows) if row["by_prompt"]}
-    return ScoredTable(pd.DataFrame([row["result"] for row in rows], columns=contracts.RESULT_COLUMNS), by_prompt)
+    results = pd.DataFrame([row["result"] for row in rows], columns=contracts.RESULT_COLUMNS)
+    return ScoredTable(results, by_prompt, cells)
 
 
 def result_row(prediction: Prediction, sample: Sample, class_name: str, mask: str) -> dict:
