@@ -15,7 +15,6 @@ from conftest import make_crops
 from several_processes import together, torchrun
 from training_runs import ROOT, command_line, files, log_of, run
 
-from sam_lora.errors import UserError
 from sam_lora.model.checkpoints import load_checkpoint
 from sam_lora.training import distributed
 from sam_lora.training.distributed import Ranks
@@ -129,31 +128,8 @@ def test_processes_with_other_flags_are_refused(module_crops, mini_weights, tmp_
     assert not any("Traceback" in text for text in printed)
 
 
-@pytest.mark.parametrize(("environment", "expected"), [
-    pytest.param({}, Ranks(0, 1, 0), id="no torchrun"),
-    pytest.param({"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1"}, Ranks(3, 4, 1), id="two machines"),
-])
-def test_which_process_this_is(monkeypatch, environment, expected):
-    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
-        monkeypatch.delenv(name, raising=False)
-    for name, value in environment.items():
-        monkeypatch.setenv(name, value)
-    assert distributed.ranks_of_environment() == expected
-
-
-@pytest.mark.parametrize("environment", [{"RANK": "x"}, {"RANK": "2", "WORLD_SIZE": "2"}])
-def test_an_environment_that_torchrun_did_not_set(monkeypatch, environment):
-    for name, value in environment.items():
-        monkeypatch.setenv(name, value)
-    with pytest.raises(UserError, match="RANK"):
-        distributed.ranks_of_environment()
-
-
 def test_a_single_process_needs_no_group():
     ranks = Ranks()
-    assert distributed.add_up([1.5, 2], ranks).tolist() == [1.5, 2.0]
     layer = torch.nn.Linear(2, 2)
     function = distributed.replicate(lambda module, value: module(value), layer, ranks, torch.device("cpu"))
     assert torch.equal(function(torch.ones(2)), layer(torch.ones(2)))
-    distributed.check_agreement(ranks, {"seed": 1}, [])
-    assert distributed.device_of_process("auto", ranks) == "auto"
