@@ -11,6 +11,7 @@ Writes  base_sam_results/: report.html (everything on one page), predictions.jpg
         empty `label` get masks and pictures but no scores.
 
     python run_base_sam_inference.py --test_csv test_reformatted.csv --model_type vit_b
+    torchrun --nproc_per_node 4 run_base_sam_inference.py --test_csv test_reformatted.csv    four GPUs share the rows
     python run_base_sam_inference.py --image photo.jpg --box 30,40,210,180   photo_mask.png and photo_overlay.jpg
     python run_base_sam_inference.py --images_dir photos --prompts_csv prompts.csv --save_yolo --output_dir annotations
         masks/, overlays/, predictions.json (COCO) and yolo/, for an annotation tool

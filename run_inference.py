@@ -9,6 +9,7 @@ Writes  finetuned_sam_results2/: report.html (everything on one page), predictio
         empty `label` get masks and pictures but no scores.
 
     python run_inference.py --test_csv test_reformatted.csv --compare_to base_sam_results/base_sam_results.csv
+    torchrun --nproc_per_node 4 run_inference.py --test_csv test_reformatted.csv     four GPUs share the rows
     python run_inference.py --image photo.jpg --points "120,80 140,95"      photo_mask.png and photo_overlay.jpg
     python run_inference.py --image photo.jpg --points "120,80" --points "300,90 310,95"     two objects, two masks
     python run_inference.py --images_dir photos --prompts_csv prompts.csv --save_yolo --output_dir annotations

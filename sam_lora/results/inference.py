@@ -2,6 +2,7 @@
 
 import dataclasses
 from datetime import timedelta
+from pathlib import Path
 
 from sam_lora import workers
 from sam_lora.model import processes
@@ -31,13 +32,15 @@ def infer(candidate: Candidate, request: SampleTable | SinglePhoto | PhotoFolder
 
     load_anywhere, candidate = candidate.load, dataclasses.replace(candidate, load=load)
     with processes.joined(ranks, "gloo", LOST_PEER, PATIENCE):
-        flags = {"model": candidate.name, "request": request, "destination": destination, "ranks": ranks.world_size,
-                 "runtime": (runtime.batch_size, runtime.precision)}
         if isinstance(request, SinglePhoto):
             annotate.predict_image(candidate, request, destination, runtime)
-        elif isinstance(request, PhotoFolder):
-            processes.check_agreement(ranks, flags, [request.prompts_csv])
+            return
+        flags = {"model": candidate.name, "request": request, "destination": destination,
+                 "batch_size": runtime.batch_size, "precision": runtime.precision}
+        tables = [request.prompts_csv] if isinstance(request, PhotoFolder) else [request.test_csv, request.compare_to]
+        # one that is not there is reported by the first process, when it is read
+        processes.check_agreement(ranks, flags, [path for path in tables if path and Path(path).is_file()])
+        if isinstance(request, PhotoFolder):
             annotate.predict_folder(candidate, request, destination, runtime)
         else:
-            processes.check_agreement(ranks, flags, [request.test_csv, request.compare_to])
             evaluation.evaluate_table(candidate, request, destination, runtime)
