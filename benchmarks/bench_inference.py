@@ -7,14 +7,18 @@
 Crops come from the demo's data set (or your table); the model is vit_mini, or a larger SAM with random weights. The
 loop does what scripts around SamPredictor do: for every row it reads the image, calls `set_image` and `predict`,
 computes the IoU, and writes a mask as PNG and a picture as JPEG. Ours does all that run_inference.py does, with a panel
-for every row. On the CPU there are three comparisons:
+for every row. The comparisons on the CPU:
 
-    a row an image     every image once, with three clicks; the loop draws our panel, by the same function
-    3 rows an image    each image with one, two and three clicks; the loop draws our panel
+    a row an image     every image once, with three clicks; the loop draws our panel, by the same function, and its
+                       model has our attention
+    3 rows an image    each image with one, two and three clicks; the rest the same
+    plain, a row an image; plain, 3 rows an image
+                       the loop draws the same panel by code of its own (plain_panel.py), which stays as it is, and its
+                       model is segment_anything's as it comes: what such a script does without this project
     matplotlib         the first table; the loop draws three axes side by side and saves them, as such scripts do
 
-On a GPU the loop's model is segment_anything's own in float32, with nothing changed, and ours computes in --precision;
-the comparisons are
+On a GPU the loop's model is always segment_anything's as it comes, in float32, and ours computes in --precision; the
+comparisons are
 
     a row an image, a row an image without pictures, 3 rows an image (as many rows as the others)
 
@@ -23,7 +27,7 @@ the comparisons are
 The sides take turns, each in a process of its own with its imports done and its model loaded. Each comparison prints
 its medians and the share of pixels on which the masks of both agree: on the CPU in float32 practically all must. Where
 ours computes in another precision than float32, the shipped vit_mini's mean IoU in both follows. The last line is
-`speedup X.XX`, the smallest median ratio but for matplotlib's: pictures cost both the same.
+`speedup X.XX`, the smallest median ratio where pictures cost both the same: without plain and matplotlib.
 """
 
 import argparse
@@ -40,14 +44,16 @@ from concurrent.futures import Executor, ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import sam_lora  # noqa: F401, I001 - before torch, as in the scripts: it says how threads wait
+
 import cv2
 import numpy as np
 import pandas as pd
 import torch
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 from drawn_photos import write_weights
+from plain_panel import plain_panel
 
 from sam_lora import cli, contracts, workers
 from sam_lora.data import imaging
@@ -70,7 +76,8 @@ PROMPTS = 3
 OBJECTS_PER_PHOTO = 3   # of the demo's photos, at least
 WARM_ROWS = 8
 TRAINED = "vit_mini"    # the model that ships; the others get random weights
-MODEL = None            # in the process of one side
+OWN_WORK = ("plain", "matplotlib")   # the loop's own ways to draw, which say nothing about prediction
+MODEL = STOCK = None    # in the process of one side
 
 
 @dataclass(frozen=True)
@@ -95,7 +102,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class Comparison:
-    """One table; the loop draws a `panel`, by `matplotlib`, or `nothing`, and then ours draws nothing either."""
+    """One table; the loop draws a `panel`, `plain`, by `matplotlib`, or `nothing`: then ours draws nothing either."""
 
     title: str
     table: Path
@@ -147,7 +154,7 @@ def main(args: argparse.Namespace) -> None:
     if parity:
         print(f"{TRAINED}, {parity['rows']} rows: mean IoU {parity['fp32']:.4f} in fp32, "
               f"{parity[settings.precision]:.4f} in {settings.precision}; their masks' IoU {parity['masks_iou']:.4f}")
-    speedup = min(entry["ratio"] for entry in figures if entry["draw"] != "matplotlib")
+    speedup = min(entry["ratio"] for entry in figures if entry["draw"] not in OWN_WORK)
     if args.output:
         write_json(Path(args.output), settings, figures, parity, speedup)
     print(f"speedup {speedup:.2f}")
@@ -173,7 +180,8 @@ def comparisons_of(with_pictures: bool | None, settings: Settings, single: Path,
     drawn = [Comparison(one, single, "panel"), Comparison(several, shared, "panel")]
     plain = [Comparison(f"{one}, no pictures", single, "nothing")]
     if on_cpu:
-        drawn.append(Comparison("matplotlib", single, "matplotlib"))
+        drawn += [Comparison(f"plain, {one}", single, "plain"), Comparison(f"plain, {several}", shared, "plain"),
+                  Comparison("matplotlib", single, "matplotlib")]
         plain.append(Comparison(f"{several}, no pictures", shared, "nothing"))
     if with_pictures is None:
         return drawn if on_cpu else [drawn[0], *plain, *drawn[1:]]
@@ -257,17 +265,16 @@ def compare(sides: dict[str, Executor], comparison: Comparison, folder: Path, ro
 
 def start(settings: Settings, ours: bool) -> None:
     """Prepare the process of one side."""
-    global MODEL
+    global MODEL, STOCK
     torch.set_num_threads(settings.threads)
     cv2.setNumThreads(settings.threads)
     if ours:  # as both inference scripts do
         workers.keep_freed_memory()
-    if ours or settings.device.type == "cpu":
-        MODEL = load_sam(settings.model_type, settings.weights)[0]
-    else:
-        MODEL = build_sam(settings.model_type)
-        MODEL.load_state_dict(read_state_dict(settings.weights))
-    MODEL.to(settings.device)
+    MODEL = load_sam(settings.model_type, settings.weights)[0].to(settings.device)
+    if not ours:
+        STOCK = build_sam(settings.model_type)
+        STOCK.load_state_dict(read_state_dict(settings.weights))
+        STOCK.to(settings.device)
 
 
 def seconds(run: Callable[..., None], *arguments: object) -> tuple[float, float]:
@@ -305,7 +312,8 @@ def precision_parity(test_csv: Path, folder: Path, settings: Settings) -> dict:
 def by_loop(test_csv: Path, folder: Path, draw: str, settings: Settings) -> None:
     (folder / "masks").mkdir(parents=True)
     (folder / "samples").mkdir()
-    predictor, scores, samples = SamPredictor(MODEL), [], read_samples(test_csv)
+    stock = draw == "plain" or settings.device.type != "cpu"
+    predictor, scores, samples = SamPredictor(STOCK if stock else MODEL), [], read_samples(test_csv)
     for number, sample in enumerate(samples):
         image = cv2.cvtColor(cv2.imread(str(sample.image)), cv2.COLOR_BGR2RGB)
         predictor.set_image(image)
@@ -316,6 +324,9 @@ def by_loop(test_csv: Path, folder: Path, draw: str, settings: Settings) -> None
         path, heading = str(folder / "samples" / f"{number:05d}.jpg"), f"IoU {scores[-1]:.2f}"
         if draw == "matplotlib":
             by_matplotlib(image, sample, mask, truth, heading, path)
+        elif draw == "plain":
+            panel = plain_panel(image, sample.points, mask, truth, heading, sample.image_text)
+            cv2.imwrite(path, cv2.cvtColor(panel, cv2.COLOR_RGB2BGR))
         elif draw == "panel":
             example = Example(image, sample.points, sample.point_labels, None, mask, truth)
             cv2.imwrite(path, cv2.cvtColor(pictures.panel(example, heading, sample.image_text), cv2.COLOR_RGB2BGR))

@@ -103,6 +103,8 @@ def predict_table(sam: Sam, read: ReadTable, folder: Path, runtime: Runtime, cho
     is the first. `kinds_seed` as for `predict`."""
     (folder / contracts.PREDICTED_MASKS_FOLDER).mkdir(exist_ok=True)   # another process may have been faster
     chosen, cells = {*chosen}, {}
+    if chosen:
+        (folder / contracts.SAMPLES_FOLDER).mkdir(exist_ok=True)
 
     def finish(prediction: Prediction) -> dict:
         row, sample = prediction.row, read.samples[prediction.row]
