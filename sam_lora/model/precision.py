@@ -27,6 +27,18 @@ def select_device(name: str) -> torch.device:
     return device
 
 
+def device_of_process(name: str, ranks: Ranks) -> str:
+    """`--device` for this process: with several on a machine, each takes the GPU of its number."""
+    if ranks.world_size == 1 or name not in ("auto", "cuda"):
+        return name
+    if name == "auto" and not torch.cuda.is_available():
+        return "cpu"
+    if ranks.local_rank >= torch.cuda.device_count():
+        raise UserError(f"process {ranks.local_rank} of this machine has no GPU of its own: "
+                        f"{torch.cuda.device_count()} found; give torchrun --nproc_per_node as many as there are GPUs")
+    return f"cuda:{ranks.local_rank}"
+
+
 def choose_precision(name: str, device: torch.device, sam: Sam, ranks: Ranks) -> str:
     """--precision -> fp32, bf16 or fp16, the same in all processes of a run.
 

@@ -1,4 +1,4 @@
-"""Several processes of one run: which GPU each takes, and the few messages they exchange.
+"""Several processes of one run: the few messages they exchange, and a folder that they fill together.
 
 Without torchrun everything here works for a single process and costs nothing.
 """
@@ -22,18 +22,6 @@ from sam_lora.files import staged_folder
 from sam_lora.ranks import Ranks
 
 MAY_DIFFER = ("device", "num_workers", "save_dir", "cache_dir", "cache_ram_gb")  # flags of machines, not of the run
-
-
-def device_of_process(name: str, ranks: Ranks) -> str:
-    """`--device` for this process: with several on a machine, each takes the GPU of its number."""
-    if ranks.world_size == 1 or name not in ("auto", "cuda"):
-        return name
-    if name == "auto" and not torch.cuda.is_available():
-        return "cpu"
-    if ranks.local_rank >= torch.cuda.device_count():
-        raise UserError(f"process {ranks.local_rank} of this machine has no GPU of its own: "
-                        f"{torch.cuda.device_count()} found; give torchrun --nproc_per_node as many as there are GPUs")
-    return f"cuda:{ranks.local_rank}"
 
 
 @contextmanager

@@ -148,8 +148,7 @@ def destination_of(args: argparse.Namespace) -> Destination:
 
 def runtime_of(args: argparse.Namespace) -> Runtime:
     """The device of this process and what it does there. Raises UserError for one that is not there. Imports torch."""
-    from sam_lora.model.precision import select_device
-    from sam_lora.model.processes import device_of_process
+    from sam_lora.model.precision import device_of_process, select_device
     ranks = ranks_of_environment()
     device = select_device(device_of_process(args.device, ranks))
     return Runtime(device, args.batch_size, args.num_workers, args.precision, ranks)

@@ -198,7 +198,7 @@ def _loaded(dataset: PromptedImages, side: int, order: Sequence[Sequence[int]], 
     on_cuda = runtime.device.type == "cuda"
     if on_cuda and runtime.num_workers == 0:
         return batches(load_in_threads(dataset, side, order, pin_memory=True, threads=helpers(runtime.device)))
-    return batches(make_loader(dataset, side, 0, runtime.num_workers, pin_memory=on_cuda, batch_sampler=order))
+    return batches(make_loader(dataset, side, 1, runtime.num_workers, pin_memory=on_cuda, batch_sampler=order))
 
 
 def helpers(device: torch.device) -> int:

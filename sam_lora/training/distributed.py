@@ -12,7 +12,8 @@ import torch
 from torch import nn
 
 from sam_lora.model import processes
-from sam_lora.model.processes import add_up, check_agreement, device_of_process, one_first
+from sam_lora.model.precision import device_of_process
+from sam_lora.model.processes import add_up, check_agreement, one_first
 from sam_lora.ranks import Ranks, ranks_of_environment
 
 __all__ = ["Ranks", "add_up", "check_agreement", "device_of_process", "joined", "no_exchange", "one_first",

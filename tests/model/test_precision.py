@@ -5,7 +5,7 @@ import torch
 
 from sam_lora.errors import UserError
 from sam_lora.model import precision
-from sam_lora.model.precision import bf16_is_faster, choose_precision, select_device
+from sam_lora.model.precision import bf16_is_faster, choose_precision, device_of_process, select_device
 from sam_lora.model.sam import build_sam
 from sam_lora.ranks import ALONE, Ranks
 
@@ -50,3 +50,13 @@ def test_several_cpus_compute_in_bf16_only_if_it_is_faster_on_all(monkeypatch, m
     monkeypatch.setattr(precision, "bf16_is_faster", lambda sam: True)
     monkeypatch.setattr(precision, "add_up", lambda values, ranks: torch.tensor([float(machines)]))
     assert choose_precision("auto", torch.device("cpu"), build_sam("vit_mini"), Ranks(0, 3)) == expected
+
+
+def test_which_gpu_a_process_takes(monkeypatch):
+    assert device_of_process("auto", ALONE) == "auto"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert [device_of_process(name, Ranks(3, 4, 1)) for name in ("auto", "cuda", "cuda:0", "cpu")] == [
+        "cuda:1", "cuda:1", "cuda:0", "cpu"]
+    with pytest.raises(UserError, match="process 2 of this machine has no GPU of its own: 2 found"):
+        device_of_process("cuda", Ranks(2, 3, 2))

@@ -4,7 +4,6 @@ import json
 import os
 
 import pytest
-import torch
 from conftest import ROOT, run_python
 
 from sam_lora.errors import UserError
@@ -61,16 +60,6 @@ def test_a_single_process_needs_no_group(tmp_path):
             processes.shared_folder(ALONE, tmp_path / "out", ("a",), False) as folder:
         (folder / "a").touch()
     assert (tmp_path / "out" / "a").exists()
-    assert processes.device_of_process("auto", ALONE) == "auto"
-
-
-def test_which_gpu_a_process_takes(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    assert [processes.device_of_process(name, Ranks(3, 4, 1)) for name in ("auto", "cuda", "cuda:0", "cpu")] == [
-        "cuda:1", "cuda:1", "cuda:0", "cpu"]
-    with pytest.raises(UserError, match="process 2 of this machine has no GPU of its own: 2 found"):
-        processes.device_of_process("cuda", Ranks(2, 3, 2))
 
 
 def test_a_folder_on_another_machine_is_reported(monkeypatch, tmp_path):
