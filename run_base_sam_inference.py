@@ -11,6 +11,7 @@ Writes  base_sam_results/: report.html (everything on one page), predictions.jpg
         empty `label` get masks and pictures but no scores.
 
     python run_base_sam_inference.py --test_csv test_reformatted.csv --model_type vit_b
+    torchrun --nproc_per_node 4 run_base_sam_inference.py --test_csv test_reformatted.csv    four GPUs share the rows
     python run_base_sam_inference.py --image photo.jpg --box 30,40,210,180   photo_mask.png and photo_overlay.jpg
     python run_base_sam_inference.py --images_dir photos --prompts_csv prompts.csv --save_yolo --output_dir annotations
         masks/, overlays/, predictions.json (COCO) and yolo/, for an annotation tool
@@ -39,13 +40,15 @@ def main(args: argparse.Namespace) -> None:
     from sam_lora.results import inference
     from sam_lora.results.requests import Candidate
 
+    runtime = arguments.runtime_of(args)
+
     def load_model() -> Sam:
         sam, _ = load_sam(args.model_type, args.checkpoint, args.image_size)
-        print(f"{args.model_type} as released, at {sam.image_encoder.img_size} px")
+        runtime.ranks.say(f"{args.model_type} as released, at {sam.image_encoder.img_size} px")
         return sam
 
     candidate = Candidate(load_model, tuned=False, name=f"{args.model_type} as released")
-    inference.infer(candidate, arguments.request_of(args), arguments.destination_of(args), arguments.runtime_of(args))
+    inference.infer(candidate, arguments.request_of(args), arguments.destination_of(args), runtime)
 
 
 if __name__ == "__main__":

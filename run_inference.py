@@ -9,6 +9,7 @@ Writes  finetuned_sam_results2/: report.html (everything on one page), predictio
         empty `label` get masks and pictures but no scores.
 
     python run_inference.py --test_csv test_reformatted.csv --compare_to base_sam_results/base_sam_results.csv
+    torchrun --nproc_per_node 4 run_inference.py --test_csv test_reformatted.csv     four GPUs share the rows
     python run_inference.py --image photo.jpg --points "120,80 140,95"      photo_mask.png and photo_overlay.jpg
     python run_inference.py --image photo.jpg --points "120,80" --points "300,90 310,95"     two objects, two masks
     python run_inference.py --images_dir photos --prompts_csv prompts.csv --save_yolo --output_dir annotations
@@ -40,14 +41,16 @@ def main(args: argparse.Namespace) -> None:
     from sam_lora.results import inference
     from sam_lora.results.requests import Candidate
 
+    runtime = arguments.runtime_of(args)
+
     def load_model() -> Sam:
         sam, header = checkpoints.load_tuned_sam(args.checkpoint, args.base_checkpoint)
-        print(f"{args.checkpoint}: {header['model_type']} at {header['image_size']} px, epoch {header['epoch']}, "
-              f"trained with {header['prompt']} a mask")
+        runtime.ranks.say(f"{args.checkpoint}: {header['model_type']} at {header['image_size']} px, "
+                          f"epoch {header['epoch']}, trained with {header['prompt']} a mask")
         return sam
 
     candidate = Candidate(load_model, tuned=True, name=args.checkpoint, training_folder=Path(args.checkpoint).parent)
-    inference.infer(candidate, arguments.request_of(args), arguments.destination_of(args), arguments.runtime_of(args))
+    inference.infer(candidate, arguments.request_of(args), arguments.destination_of(args), runtime)
 
 
 if __name__ == "__main__":

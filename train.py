@@ -121,10 +121,8 @@ def add_optimisation(parser: argparse.ArgumentParser) -> None:
 def add_hardware(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("hardware")
     cli.add_device(group)
+    cli.add_precision(group)
     add = group.add_argument
-    add("--precision", choices=("auto", "fp32", "bf16", "fp16"), default="auto",
-        help="auto: bf16 on a GPU that has it, fp16 on one that has not; on a CPU fp32, or bf16 if it has instructions "
-             "for it and measures faster")
     add("--grad_checkpoint", action="store_true",
         help="recompute encoder blocks in the backward pass: less memory, more time")
     add("--compile", action="store_true", help="torch.compile the image encoder")

@@ -6,6 +6,7 @@ cli.py         argument parsers, arguments that scripts share, one-line errors
 errors.py      UserError: a mistake in the user's input, reported in one line
 files.py       atomic files, staged output folders
 workers.py     processes and threads that work in parallel
+ranks.py       which of torchrun's processes this is
 contracts.py   every folder, file and column name
 tables.py      checked reading and writing of tables and their cells
 drawing.py     text, layout, scaled examples: what pictures are made of

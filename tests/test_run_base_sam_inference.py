@@ -140,3 +140,24 @@ def test_models_that_do_not_load_leave_nothing(run, tmp_path, flags, message):
 def test_a_lora_checkpoint_is_sent_to_the_other_script(run, mini_checkpoint):
     with pytest.raises(UserError, match="is a LoRA checkpoint of train.py.*run_inference.py"):
         run("--checkpoint", mini_checkpoint)
+
+
+def test_bf16_predicts_nearly_what_fp32_does(crops, tmp_path):
+    """By the model that ships, whose masks mean something; the figure of a GPU: benchmarks/bench_inference.py."""
+    def run(precision: str, *flags) -> Path:
+        run_base_sam_inference.main(run_base_sam_inference.get_args_parser().parse_args(
+            ["--model_type", "vit_mini", "--device", "cpu", "--precision", precision, "--output_dir",
+             str(tmp_path / precision), *map(str, flags)]))
+        return tmp_path / precision
+
+    outputs = [run(precision, "--test_csv", crops.test_csv, "--num_pictures", 0) for precision in ("fp32", "bf16")]
+    single, half = (pd.read_csv(out / "base_sam_results.csv") for out in outputs)
+    assert single["iou"].mean() > 0.8 and half["iou"].mean() == pytest.approx(single["iou"].mean(), abs=0.01)
+    assert (single["predicted_iou"] != half["predicted_iou"]).all()   # it is another precision
+    assert all(f"precision: <bdi>{name} on cpu</bdi>" in (out / "report.html").read_text(encoding="utf-8")
+               for name, out in zip(("fp32", "bf16"), outputs))
+    image = crops.folder / pd.read_csv(crops.test_csv)["image"][0]
+    flags = ("--image", image, "--points", "30,25", "--overwrite")
+    masks = [cv2.imread(str(run(precision, *flags) / f"{image.stem}_mask.png"), cv2.IMREAD_UNCHANGED) > 0
+             for precision in ("auto", "fp32", "bf16")]
+    assert np.array_equal(masks[0], masks[1]) and (masks[1] & masks[2]).sum() > 0.95 * (masks[1] | masks[2]).sum()

@@ -132,8 +132,12 @@ def _cropped(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def _depth(mask: np.ndarray, exact: bool = False) -> np.ndarray:
     """Distance of each mask pixel to the nearest pixel outside; right to 2 % in a third of the `exact` one's time."""
     padded = cv2.copyMakeBorder(mask.view(np.uint8), 1, 1, 1, 1, cv2.BORDER_CONSTANT, value=0)
-    return cv2.distanceTransform(padded, cv2.DIST_L2,
-                                 cv2.DIST_MASK_PRECISE if exact else cv2.DIST_MASK_5)[1:-1, 1:-1]
+    if not exact:
+        return cv2.distanceTransform(padded, cv2.DIST_L2, cv2.DIST_MASK_5)[1:-1, 1:-1]
+    depth = cv2.distanceTransform(padded, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)[1:-1, 1:-1]
+    # The last bit depends on where in memory the array is, and so would the first of equally deep pixels; squares of
+    # distances between pixels are whole numbers.
+    return np.sqrt(np.rint(depth * depth))
 
 
 def _centre_or_pole(mask: np.ndarray, depth: np.ndarray, centroid: np.ndarray) -> np.ndarray:

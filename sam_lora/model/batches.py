@@ -4,7 +4,7 @@ One item is one image with up to `prompts_per_image` of its rows, so rows that s
 Images travel as uint8; the device normalises them (`encode.preprocess`).
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from sam_lora.data.samples import Sample
 from sam_lora.errors import UserError
 from sam_lora.model.meta import ResizeLongestSide
 from sam_lora.model.prompts import Prompts
+from sam_lora.workers import map_in_threads
 
 
 def group_rows(samples: Sequence[Sample], prompts_per_image: int) -> list[list[int]]:
@@ -225,14 +226,27 @@ def collate_features(features: Sequence[Tensor | None]) -> Tensor | None:
 
 
 def make_loader(dataset: PromptedImages, image_size: int, batch_size: int, num_workers: int, pin_memory: bool,
-                batch_sampler: Sampler | None = None) -> DataLoader:
+                batch_sampler: Sampler | Sequence[Sequence[int]] | None = None) -> DataLoader:
     """Batches of `batch_size` images in table order, or those that `batch_sampler` lists."""
     in_batches = {"batch_size": batch_size} if batch_sampler is None else {"batch_sampler": batch_sampler}
     return DataLoader(dataset, **in_batches, num_workers=num_workers, collate_fn=Collate(image_size),
                       pin_memory=pin_memory, persistent_workers=num_workers > 0)
 
 
-def batches(loader: DataLoader) -> Iterator[Batch]:
+def load_in_threads(dataset: PromptedImages, image_size: int, order: Iterable[Sequence[int]], pin_memory: bool,
+                    threads: int) -> Iterator[Batch | UserError]:
+    """The batches that `order` lists, a few ahead: for runs too short to start processes for. Decoding an image and
+    resizing it release Python's lock."""
+    collate = Collate(image_size)
+
+    def load(indices: Sequence[int]) -> Batch | UserError:
+        batch = collate([dataset[index] for index in indices])
+        return batch.pin_memory() if pin_memory and isinstance(batch, Batch) else batch
+
+    return map_in_threads(load, order, threads)
+
+
+def batches(loader: Iterable[Batch | UserError]) -> Iterator[Batch]:
     """The loader's batches. A broken file that a worker met is raised here, in the main process."""
     for batch in loader:
         if isinstance(batch, UserError):

@@ -8,6 +8,8 @@ import torch
 
 from sam_lora.errors import UserError
 from sam_lora.model.meta import Sam
+from sam_lora.model.processes import add_up
+from sam_lora.ranks import Ranks
 
 
 def select_device(name: str) -> torch.device:
@@ -25,15 +27,32 @@ def select_device(name: str) -> torch.device:
     return device
 
 
-def choose_precision(name: str, device: torch.device, sam: Sam) -> str:
-    """--precision -> fp32, bf16 or fp16. auto: on a GPU bf16, or fp16 if it has no bf16; on a CPU what is faster.
+def device_of_process(name: str, ranks: Ranks) -> str:
+    """`--device` for this process: with several on a machine, each takes the GPU of its number."""
+    if ranks.world_size == 1 or name not in ("auto", "cuda"):
+        return name
+    if name == "auto" and not torch.cuda.is_available():
+        return "cpu"
+    if ranks.local_rank >= torch.cuda.device_count():
+        raise UserError(f"process {ranks.local_rank} of this machine has no GPU of its own: "
+                        f"{torch.cuda.device_count()} found; give torchrun --nproc_per_node as many as there are GPUs")
+    return f"cuda:{ranks.local_rank}"
 
-    Raises UserError for fp16 on a CPU.
+
+def choose_precision(name: str, device: torch.device, sam: Sam, ranks: Ranks) -> str:
+    """--precision -> fp32, bf16 or fp16, the same in all processes of a run.
+
+    auto: on a GPU bf16, or fp16 if it has no bf16; on CPUs bf16 if it is faster on all machines of the run. On a GPU
+    products of float32 matrices are TF32 from here on. Raises UserError for fp16 on a CPU.
     """
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision("high")
     if name == "auto":
         if device.type == "cuda":
             return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
-        return "bf16" if device.type == "cpu" and bf16_is_faster(sam) else "fp32"
+        if device.type != "cpu":
+            return "fp32"
+        return "bf16" if add_up([bf16_is_faster(sam)], ranks).item() == ranks.world_size else "fp32"
     if name == "fp16" and device.type == "cpu":
         raise UserError("--precision fp16: needs a GPU; on the CPU give fp32 or bf16")
     return name

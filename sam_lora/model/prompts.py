@@ -8,7 +8,6 @@ decoder takes one embedding per prompt.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -161,7 +160,15 @@ def postprocess_masks(low_res_masks: Tensor, side: int, input_size: Sequence[int
 
 
 def full_size_mask(low_res_mask: Tensor, side: int, input_size: Sequence[int],
-                   original_size: Sequence[int]) -> np.ndarray:
-    """Logits (4h, 4w) of one prompt -> its mask at the image's own resolution, (H, W) bool; sizes are (h, w)."""
+                   original_size: Sequence[int]) -> Tensor:
+    """Logits (4h, 4w) of one prompt -> its mask at the image's own resolution, (H, W) bool; sizes are (h, w).
+
+    It stays on the logits' device: for one mask after the other the host need not wait.
+    """
     logits = postprocess_masks(low_res_mask[None, None], side, input_size, original_size)
-    return (logits[0, 0] > MASK_THRESHOLD).cpu().numpy()
+    return logits[0, 0] > MASK_THRESHOLD
+
+
+def to_host(tensor: Tensor) -> Tensor:
+    """The tensor on the CPU. From CUDA it is only under way there, to pinned memory: wait for its stream to read it."""
+    return tensor.to("cpu", non_blocking=tensor.device.type == "cuda")

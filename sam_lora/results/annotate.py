@@ -17,8 +17,10 @@ from sam_lora.data import imaging
 from sam_lora.data.samples import Sample, sample_problem
 from sam_lora.drawing import Example
 from sam_lora.errors import UserError
-from sam_lora.files import atomic_path, refuse_existing, refuse_replacing, staged_folder
+from sam_lora.files import atomic_path, refuse_existing, refuse_replacing
+from sam_lora.model import processes
 from sam_lora.model.batches import PromptedImages, batches, make_loader
+from sam_lora.model.precision import autocast, choose_precision
 from sam_lora.results import pictures
 from sam_lora.results.annotation_files import AnnotatedMask, annotated_mask, coco_content, write_yolo
 from sam_lora.results.predict import Prediction, predict, predict_rows
@@ -33,7 +35,8 @@ NAMED_EMPTY = 3      # rows with an empty mask that the summary names
 
 # ---- one photo ----------------------------------------------------------------------------------------------
 
-def predict_image(candidate: Candidate, photo: SinglePhoto, destination: Destination) -> list[Prediction]:
+def predict_image(candidate: Candidate, photo: SinglePhoto, destination: Destination,
+                  runtime: Runtime) -> list[Prediction]:
     """Predict one or several objects of one photo, encoded once; write a mask for each and one overlay picture.
 
     Raises UserError.
@@ -55,7 +58,8 @@ def predict_image(candidate: Candidate, photo: SinglePhoto, destination: Destina
     side = sam.image_encoder.img_size
     dataset = PromptedImages(samples, side, len(samples), with_targets=False, with_masks=False)
     loader = make_loader(dataset, side, 1, 0, pin_memory=False)
-    predictions = list(predict(sam, batches(loader), contextlib.nullcontext()))
+    precision = choose_precision(runtime.precision, runtime.device, sam, runtime.ranks)
+    predictions = list(predict(sam, batches(loader), autocast(precision, runtime.device)))
     pixels = imaging.load_image(path)
     examples = [example_of(pixels, sample, prediction.mask) for sample, prediction in zip(samples, predictions)]
     overlay = pictures.numbered_overlay(examples) if several else pictures.overlay(examples[0])
@@ -79,25 +83,33 @@ def example_of(pixels: np.ndarray, sample: Sample, mask: np.ndarray) -> Example:
 
 # ---- a folder of photos --------------------------------------------------------------------------------------
 
-def predict_folder(candidate: Candidate, photos: PhotoFolder, destination: Destination, runtime: Runtime) -> dict:
+def predict_folder(candidate: Candidate, photos: PhotoFolder, destination: Destination,
+                   runtime: Runtime) -> dict | None:
     """Predict every row of the table of prompts, each image encoded once; returns what predictions.json holds.
+
+    Several processes share the images; all but the first write nothing but masks, and return None.
 
     Writes masks/<image>_<n>.png, overlays/<image>.jpg of some images, predictions.json (COCO, RLE) and, with
     `save_yolo`, the data set yolo/. An empty mask is only written as a PNG. Raises UserError.
     """
-    table = read_prompt_table(photos)
+    ranks = runtime.ranks
+    with processes.one_first(ranks):
+        table = read_prompt_table(photos)
     if Path(photos.images_dir).resolve() == destination.folder.resolve():
         raise UserError(f"{destination.folder}: holds the images of --images_dir; give another --output_dir")
     refuse_replacing(sorted({sample.image.parent for sample in table.samples}), destination.folder, ENTRIES)
-    with staged_folder(destination.folder, ENTRIES, destination.overwrite) as folder:
-        def finish(prediction: Prediction) -> AnnotatedMask:
+    with processes.shared_folder(ranks, destination.folder, ENTRIES, destination.overwrite) as folder:
+        def finish(prediction: Prediction) -> dict:
             item = table.objects[prediction.row]
             path = folder / item.mask_name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(imaging.encode_png(prediction.mask))
-            return annotated_mask(prediction, item, photos.save_yolo)
+            return vars(annotated_mask(prediction, item, photos.save_yolo))
 
-        annotated = predict_rows(candidate.load(), table.samples, finish, runtime, with_masks=False)
+        annotated = [AnnotatedMask(**mask) for mask in
+                     predict_rows(candidate.load(), table.samples, finish, runtime, with_masks=False)]
+        if not ranks.first:
+            return None
         content = coco_content(table, annotated)
         with atomic_path(folder / contracts.COCO_PREDICTIONS) as temporary:
             temporary.write_text(json.dumps(content, ensure_ascii=False) + "\n", encoding="utf-8")

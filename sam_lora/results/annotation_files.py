@@ -20,18 +20,19 @@ from sam_lora.workers import map_in_threads
 
 @dataclass(frozen=True)
 class AnnotatedMask:
-    """What the annotation files need of a predicted mask."""
+    """What the annotation files need of a predicted mask, in values that JSON can hold."""
 
     annotation: dict            # of a COCO file, without id
-    size_wh: tuple[int, int]
-    polygon: np.ndarray | None  # (N, 2) xy, N 0 for an empty mask; None unless asked for
+    size_wh: Sequence[int]
+    polygon: list | None        # (N, 2) xy, N 0 for an empty mask; None unless asked for
 
 
 def annotated_mask(prediction: Prediction, item: PromptedObject, with_polygon: bool) -> AnnotatedMask:
     mask = prediction.mask
     annotation = {"image_id": item.image_id, "category_id": item.category_id, **mask_to_coco(mask), "iscrowd": 0,
                   "score": round(prediction.predicted_iou, 6), "mask": item.mask_name}
-    return AnnotatedMask(annotation, mask.shape[::-1], geometry.mask_to_polygon(mask) if with_polygon else None)
+    polygon = geometry.mask_to_polygon(mask).tolist() if with_polygon else None
+    return AnnotatedMask(annotation, mask.shape[::-1], polygon)
 
 
 # ---- COCO ---------------------------------------------------------------------------------------------------
@@ -87,7 +88,7 @@ def write_yolo(table: PromptTable, annotated: Sequence[AnnotatedMask], folder: P
         pass
 
 
-def yolo_row(class_id: int, polygon: np.ndarray, size_wh: tuple[int, int]) -> str:
+def yolo_row(class_id: int, polygon: Sequence[Sequence[float]], size_wh: Sequence[int]) -> str:
     """One line of a label file: the class id, then x and y of each corner as fractions of width and height."""
-    numbers = (polygon / size_wh).ravel()
+    numbers = (np.asarray(polygon) / size_wh).ravel()
     return f"{class_id} {' '.join(f'{number:.6f}' for number in numbers)}\n"

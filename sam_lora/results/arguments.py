@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from sam_lora import cli, contracts
+from sam_lora.ranks import ranks_of_environment
 from sam_lora.results.requests import Destination, PhotoFolder, Runtime, SampleTable, SinglePhoto
 
 PROMPT_FLAGS = ("points", "labels", "box")
@@ -93,6 +94,7 @@ def add_inference(parser: argparse.ArgumentParser, output_dir: str, test_csv: st
                                 "device, e.g. 8 at 256 px on the CPU, 4 at 1024 px on a GPU")
     cli.add_num_workers(run_group, 0)
     cli.add_device(run_group)
+    cli.add_precision(run_group)
     return model
 
 
@@ -145,9 +147,11 @@ def destination_of(args: argparse.Namespace) -> Destination:
 
 
 def runtime_of(args: argparse.Namespace) -> Runtime:
-    """Raises UserError for a device that is not there. Imports torch."""
-    from sam_lora.model.precision import select_device
-    return Runtime(select_device(args.device), args.batch_size, args.num_workers)
+    """The device of this process and what it does there. Raises UserError for one that is not there. Imports torch."""
+    from sam_lora.model.precision import device_of_process, select_device
+    ranks = ranks_of_environment()
+    device = select_device(device_of_process(args.device, ranks))
+    return Runtime(device, args.batch_size, args.num_workers, args.precision, ranks)
 
 
 def image_prompts(args: argparse.Namespace) -> list[tuple]:

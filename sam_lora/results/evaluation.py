@@ -1,8 +1,8 @@
 """A test table, from its rows to the results folder: predict, score, summarise, compare, draw, report."""
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +12,10 @@ from sam_lora import contracts, plots
 from sam_lora.data import imaging
 from sam_lora.data.manifest import class_names, source_photos
 from sam_lora.data.samples import Sample, check_samples, read_samples
-from sam_lora.files import refuse_replacing, staged_folder
+from sam_lora.files import refuse_replacing
+from sam_lora.model import processes
 from sam_lora.model.meta import Sam
+from sam_lora.model.precision import choose_precision
 from sam_lora.results import comparison, comparison_pictures, report, sample_pictures
 from sam_lora.results.other_results import OtherResults, read_other_results
 from sam_lora.results.predict import Prediction, predict_rows
@@ -36,31 +38,41 @@ class ReadTable:
 
 @dataclass
 class ScoredTable:
-    """`results`: RESULT_COLUMNS in table order; `by_prompt`: by row, where other kinds of prompts were scored."""
+    """`results`: RESULT_COLUMNS in table order; `by_prompt`: by row, where other kinds of prompts were scored;
+    `cells`: by row, what `sample_pictures.draw_sample` returned while the model went on."""
 
     results: pd.DataFrame
     by_prompt: dict[int, PromptScores] = field(default_factory=dict)
+    cells: dict[int, np.ndarray] = field(default_factory=dict)
 
 
 def evaluate_table(candidate: Candidate, table: SampleTable, destination: Destination,
-                   runtime: Runtime) -> pd.DataFrame:
+                   runtime: Runtime) -> pd.DataFrame | None:
     """Predict and score every row, write the results folder, print the summary; returns the results.
+
+    Several processes share the rows; all but the first write nothing but masks, and return None.
 
     Writes predictions.jpg, samples/, masks/, {prefix}_results.csv, report.html and, where there are labels, summaries
     by class and by size; with `compare_to` comparison.csv and its pictures; with `prompt_kinds`
     {prefix}_prompt_kinds.csv, its summary and click_curve.png. Raises UserError.
     """
-    read = read_test_table(table)
-    prefix, entries = candidate.prefix, contracts.results_entries(candidate.prefix)
+    ranks, prefix, entries = runtime.ranks, candidate.prefix, contracts.results_entries(candidate.prefix)
+    with processes.one_first(ranks):
+        read = read_test_table(table)
     needed = {path.parent for sample in read.samples for path in (sample.image, sample.label) if path is not None}
     refuse_replacing([*sorted(needed), *([] if table.compare_to is None else [Path(table.compare_to)])],
                      destination.folder, entries)
-    with staged_folder(destination.folder, entries, destination.overwrite) as folder:
-        scored = predict_table(candidate.load(), read, folder, runtime,
+    with processes.shared_folder(ranks, destination.folder, entries, destination.overwrite) as folder:
+        sam = candidate.load()
+        precision = choose_precision(runtime.precision, runtime.device, sam, ranks)
+        chosen = sample_pictures.choose_pictures(read.names, destination.num_pictures, destination.seed)
+        scored = predict_table(sam, read, folder, replace(runtime, precision=precision), chosen,
                                kinds_seed=destination.seed if table.prompt_kinds else None)
-        if destination.num_pictures:
-            sample_pictures.draw(scored.results, read.samples, folder, destination,
-                                 f"{prefix}: {Path(table.test_csv).name}")
+        if not ranks.first:
+            return None
+        if chosen:
+            sample_pictures.draw(scored.results, read.samples, folder, f"{prefix}: {Path(table.test_csv).name}",
+                                 scored.cells)
         findings = Findings({contracts.results_table(prefix): scored.results})
         add_summaries(findings, scored.results, prefix)
         if read.other is not None:
@@ -69,7 +81,7 @@ def evaluate_table(candidate: Candidate, table: SampleTable, destination: Destin
             add_prompt_kinds(findings, scored, read.other, folder, candidate)
         write_tables({folder / name: content for name, content in findings.tables.items()})
         facts = {"model": candidate.name, "test table": table.test_csv, "objects": len(read.samples),
-                 "photos": len(set(read.photos))}
+                 "photos": len(set(read.photos)), "precision": f"{precision} on {runtime.device.type}"}
         findings.notes += report.write_report(folder, prefix, facts, findings, candidate.training_folder)
     print_findings(findings, prefix, destination.folder)
     return scored.results
@@ -85,22 +97,30 @@ def read_test_table(table: SampleTable) -> ReadTable:
     return ReadTable(samples, class_names(samples), source_photos(samples), other)
 
 
-def predict_table(sam: Sam, read: ReadTable, folder: Path, runtime: Runtime,
+def predict_table(sam: Sam, read: ReadTable, folder: Path, runtime: Runtime, chosen: Collection[int],
                   kinds_seed: int | None = None) -> ScoredTable:
-    """Predict all rows, write their masks, score them; no pictures yet. `kinds_seed` as for `predict`."""
-    (folder / contracts.PREDICTED_MASKS_FOLDER).mkdir()
-    by_prompt: dict[int, PromptScores] = {}
+    """Predict all rows, write their masks, score them; draw the `chosen` ones among those that this process has, if it
+    is the first. `kinds_seed` as for `predict`."""
+    (folder / contracts.PREDICTED_MASKS_FOLDER).mkdir(exist_ok=True)   # another process may have been faster
+    chosen, cells = {*chosen}, {}
+    if chosen:
+        (folder / contracts.SAMPLES_FOLDER).mkdir(exist_ok=True)
 
     def finish(prediction: Prediction) -> dict:
-        if prediction.by_prompt is not None:
-            by_prompt[prediction.row] = prediction.by_prompt
-        sample = read.samples[prediction.row]
-        mask = f"{contracts.PREDICTED_MASKS_FOLDER}/{unique_stem(prediction.row, sample)}.png"
+        row, sample = prediction.row, read.samples[prediction.row]
+        mask = f"{contracts.PREDICTED_MASKS_FOLDER}/{unique_stem(row, sample)}.png"
         (folder / mask).write_bytes(imaging.encode_png(prediction.mask))
-        return result_row(prediction, sample, read.names[prediction.row], mask)
+        result = result_row(prediction, sample, read.names[row], mask)
+        if row in chosen:
+            result["picture"] = sample_pictures.picture_name(mask)
+            if runtime.ranks.first:
+                cells[row] = sample_pictures.draw_sample(sample, result, row + 1, folder)
+        return {"result": result, "by_prompt": None if prediction.by_prompt is None else vars(prediction.by_prompt)}
 
     rows = predict_rows(sam, read.samples, finish, runtime, with_masks=True, kinds_seed=kinds_seed)
-    return ScoredTable(pd.DataFrame(rows, columns=contracts.RESULT_COLUMNS), by_prompt)
+    by_prompt = {number: PromptScores(**row["by_prompt"]) for number, row in enumerate(rows) if row["by_prompt"]}
+    results = pd.DataFrame([row["result"] for row in rows], columns=contracts.RESULT_COLUMNS)
+    return ScoredTable(results, by_prompt, cells)
 
 
 def result_row(prediction: Prediction, sample: Sample, class_name: str, mask: str) -> dict:

@@ -20,7 +20,7 @@ from sam_lora import contracts
 from sam_lora.data import clicks, geometry
 from sam_lora.model.batches import collate_prompts
 from sam_lora.model.meta import ResizeLongestSide, Sam
-from sam_lora.model.prompts import Prompts, decode_all, full_size_mask
+from sam_lora.model.prompts import Prompts, decode_all, full_size_mask, to_host
 from sam_lora.results import metrics
 
 BOX_JITTER = 0.1    # standard deviation of each side's offset, as a fraction of the box's width or height, as in SAM
@@ -72,7 +72,7 @@ def score_prompts(sam: Sam, embeddings: Tensor, targets: Sequence[Target], seed:
                 score.by_kind[kind] = iou
     low_res_masks, predicted_iou = decoder.decode(first, None)
     best = 1 + predicted_iou[:, 1:].argmax(dim=1)
-    for score, iou in zip(scores, decoder.ious(low_res_masks[torch.arange(len(best)), best])):
+    for score, iou in zip(scores, decoder.ious(low_res_masks[torch.arange(len(best), device=best.device), best])):
         score.by_kind["point_best_of_3"] = iou
     for score, ious in zip(scores, correct(decoder, first, low_res_masks[:, :1])):
         score.by_clicks = ious
@@ -120,9 +120,12 @@ class _Decoder:
                        torch.tensor([label for _, label in points], dtype=torch.long)[None], boxes)
 
     def masks(self, low_res_masks: Tensor) -> list[np.ndarray]:
-        """Logits (N, 4h, 4w) -> N masks, each as large as its image."""
-        return [full_size_mask(logits, self.side, target.input_size, target.truth.shape)
-                for logits, target in zip(low_res_masks, self.targets)]
+        """Logits (N, 4h, 4w) -> N masks, each as large as its image. The host waits for a GPU once."""
+        masks = [to_host(full_size_mask(logits, self.side, target.input_size, target.truth.shape))
+                 for logits, target in zip(low_res_masks, self.targets)]
+        if low_res_masks.is_cuda:
+            torch.cuda.current_stream(low_res_masks.device).synchronize()
+        return [mask.numpy() for mask in masks]
 
     def ious(self, low_res_masks: Tensor) -> list[float]:
         return [metrics.iou(mask, target.truth) for mask, target in zip(self.masks(low_res_masks), self.targets)]

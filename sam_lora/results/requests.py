@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sam_lora import contracts
+from sam_lora.ranks import ALONE, Ranks
 
 if TYPE_CHECKING:
     import torch
@@ -76,8 +77,14 @@ class Destination:
 
 @dataclass(frozen=True)
 class Runtime:
-    """What the computing runs on. `batch_size` None: as many images at once as suit the device."""
+    """What the computing runs on.
+
+    `batch_size` None: as many images at once as suit the device. `precision`: auto, fp32, bf16 or fp16.
+    `ranks`: of several processes, which share the work, this is one.
+    """
 
     device: "torch.device"
     batch_size: int | None = None
     num_workers: int = 0
+    precision: str = "auto"
+    ranks: Ranks = ALONE

@@ -1,7 +1,7 @@
 """Which samples of a scored table are drawn, and how: samples/ one by one, predictions.jpg as a contact sheet."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -13,7 +13,6 @@ from sam_lora.data import imaging
 from sam_lora.data.samples import Sample
 from sam_lora.drawing import Example
 from sam_lora.results import pictures
-from sam_lora.results.requests import Destination
 from sam_lora.workers import map_in_threads
 
 
@@ -30,19 +29,17 @@ def choose_pictures(names: Sequence[str], count: int, seed: int) -> list[int]:
     return sorted(row for _, _, row in sorted(ranked)[:count])
 
 
-def draw(results: pd.DataFrame, samples: Sequence[Sample], folder: Path, destination: Destination,
-         title: str) -> None:
-    """Write samples/ and predictions.jpg into `folder`; fill in the results' column `picture`."""
-    (folder / contracts.SAMPLES_FOLDER).mkdir()
-    chosen = choose_pictures(results["class_name"].tolist(), destination.num_pictures, destination.seed)
-    results.loc[chosen, "picture"] = [_picture_name(mask) for mask in results.loc[chosen, "mask"]]
-    sections = sheet_sections(results, chosen)
+def draw(results: pd.DataFrame, samples: Sequence[Sample], folder: Path, title: str,
+         drawn: Mapping[int, np.ndarray]) -> None:
+    """Write samples/ and predictions.jpg into `folder`: of the rows that name a picture, and those with the lowest,
+    median and highest IoU. `drawn`: by row, what `draw_sample` has returned already."""
+    sections = sheet_sections(results, results.index[results["picture"] != ""].tolist())
 
     def draw_row(row: int) -> tuple[int, np.ndarray]:
         return row, draw_sample(samples[row], results.loc[row], row + 1, folder)
 
-    rows = sorted({row for _, rows in sections for row in rows})
-    cells = dict(tqdm(map_in_threads(draw_row, rows), "drawing", len(rows), unit="picture", disable=None))
+    rows = sorted({row for _, rows in sections for row in rows} - drawn.keys())
+    cells = {**drawn, **dict(tqdm(map_in_threads(draw_row, rows), "drawing", len(rows), unit="picture", disable=None))}
     iou = pd.to_numeric(results["iou"], errors="coerce")
     if iou.notna().any():
         title += f", mean IoU {iou.mean():.3f} over {iou.notna().sum()} objects"
@@ -67,7 +64,7 @@ def sheet_sections(results: pd.DataFrame, chosen: Sequence[int]) -> list[tuple[s
     return [*sections, (f"{heading}, by class", sorted(chosen, key=lambda row: (names[row], row)))]
 
 
-def draw_sample(sample: Sample, result: pd.Series, number: int, folder: Path) -> np.ndarray:
+def draw_sample(sample: Sample, result: pd.Series | Mapping[str, object], number: int, folder: Path) -> np.ndarray:
     """The contact sheet's cell for one row of the results; also writes its panel if the row names a picture."""
     truth = None if sample.label is None else imaging.load_mask(sample.label)
     example = Example(imaging.load_image(sample.image), sample.points, sample.point_labels, sample.box,
@@ -82,6 +79,6 @@ def draw_sample(sample: Sample, result: pd.Series, number: int, folder: Path) ->
     return pictures.sheet_cell(example, " · ".join([result["class_name"], *scores[:1], f"no. {number}"]))
 
 
-def _picture_name(mask: str) -> str:
+def picture_name(mask: str) -> str:
     """The panel has the file name of the row's mask."""
     return f"{contracts.SAMPLES_FOLDER}/{PurePosixPath(mask).stem}.jpg"

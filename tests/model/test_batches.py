@@ -17,6 +17,7 @@ from sam_lora.model.batches import (
     PromptedImages,
     batches,
     group_rows,
+    load_in_threads,
     make_loader,
     mask_to_target,
 )
@@ -261,3 +262,22 @@ def test_a_file_that_breaks_after_the_check_is_one_error_in_this_process(table, 
     with pytest.raises(UserError, match=message) as error:
         list(batches(make_loader(dataset, SIDE, 1, num_workers, pin_memory=False)))
     assert "\n" not in str(error.value)
+
+
+def test_threads_load_the_batches_that_they_are_told_to(table):
+    images = PromptedImages(read_samples(table), SIDE, 8, with_targets=True, with_masks=True)
+    order = [[2, 0], [1]]
+    threads = list(batches(load_in_threads(images, SIDE, order, pin_memory=False, threads=2)))
+    loader = list(batches(make_loader(images, SIDE, 1, 0, False, batch_sampler=order)))
+    assert [batch.rows for batch in threads] == [batch.rows for batch in loader] == [[3, 0, 2], [1]]
+    for ours, theirs in zip(threads, loader, strict=True):
+        for name in ("images", "input_sizes", "image_index", "targets"):
+            assert torch.equal(getattr(ours, name), getattr(theirs, name))
+        assert torch.equal(ours.prompts.point_coords, theirs.prompts.point_coords)
+
+
+def test_a_broken_file_that_a_thread_meets_is_raised_where_batches_are_used(table, tmp_path):
+    images = PromptedImages(read_samples(table), SIDE, 8, with_targets=False, with_masks=False)
+    (tmp_path / "tall.png").write_bytes(b"no image")
+    with pytest.raises(UserError, match=r"tall\.png"):
+        list(batches(load_in_threads(images, SIDE, [[0], [1, 2]], pin_memory=False, threads=2)))

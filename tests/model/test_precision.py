@@ -4,8 +4,10 @@ import pytest
 import torch
 
 from sam_lora.errors import UserError
-from sam_lora.model.precision import bf16_is_faster, select_device
+from sam_lora.model import precision
+from sam_lora.model.precision import bf16_is_faster, choose_precision, device_of_process, select_device
 from sam_lora.model.sam import build_sam
+from sam_lora.ranks import ALONE, Ranks
 
 
 def test_unknown_device_is_told():
@@ -21,3 +23,40 @@ def test_a_small_model_stays_in_float32_on_any_cpu_and_a_large_one_where_bfloat1
     with torch.device("meta"):
         sam = build_sam("vit_b")
     assert not bf16_is_faster(sam)
+
+
+@pytest.mark.parametrize(("name", "has_bf16", "expected"), [
+    ("auto", True, "bf16"), ("auto", False, "fp16"), ("fp32", True, "fp32"), ("fp16", True, "fp16")])
+def test_precision_on_a_gpu_whose_float32_products_are_tf32(monkeypatch, name, has_bf16, expected):
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: has_bf16)
+    before = torch.get_float32_matmul_precision()
+    try:
+        assert choose_precision(name, torch.device("cuda"), build_sam("vit_mini"), ALONE) == expected
+        assert torch.get_float32_matmul_precision() == "high"
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def test_precision_on_a_cpu(monkeypatch):
+    cpu, sam, before = torch.device("cpu"), build_sam("vit_mini"), torch.get_float32_matmul_precision()
+    assert choose_precision("auto", cpu, sam, ALONE) == "fp32" and choose_precision("bf16", cpu, sam, ALONE) == "bf16"
+    assert torch.get_float32_matmul_precision() == before
+    with pytest.raises(UserError, match="--precision fp16: needs a GPU"):
+        choose_precision("fp16", cpu, sam, ALONE)
+
+
+@pytest.mark.parametrize(("machines", "expected"), [(3, "bf16"), (2, "fp32")])
+def test_several_cpus_compute_in_bf16_only_if_it_is_faster_on_all(monkeypatch, machines, expected):
+    monkeypatch.setattr(precision, "bf16_is_faster", lambda sam: True)
+    monkeypatch.setattr(precision, "add_up", lambda values, ranks: torch.tensor([float(machines)]))
+    assert choose_precision("auto", torch.device("cpu"), build_sam("vit_mini"), Ranks(0, 3)) == expected
+
+
+def test_which_gpu_a_process_takes(monkeypatch):
+    assert device_of_process("auto", ALONE) == "auto"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert [device_of_process(name, Ranks(3, 4, 1)) for name in ("auto", "cuda", "cuda:0", "cpu")] == [
+        "cuda:1", "cuda:1", "cuda:0", "cpu"]
+    with pytest.raises(UserError, match="process 2 of this machine has no GPU of its own: 2 found"):
+        device_of_process("cuda", Ranks(2, 3, 2))

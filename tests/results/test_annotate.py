@@ -81,7 +81,7 @@ def predict(photos, tmp_path, mini):
 def predict_image(photos: Path, sam, prompts: list[tuple], out: Path) -> list:
     """Objects of photos/a.jpg."""
     return annotate.predict_image(Candidate(lambda: sam, tuned=True), SinglePhoto(str(photos / "a.jpg"), prompts),
-                                  Destination(out))
+                                  Destination(out), Runtime(CPU))
 
 
 # ---- files and COCO -------------------------------------------------------------------------------------------

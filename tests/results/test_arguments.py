@@ -4,10 +4,12 @@ import argparse
 from pathlib import Path
 
 import pytest
+import torch
 
 from sam_lora import cli
+from sam_lora.ranks import Ranks
 from sam_lora.results import arguments
-from sam_lora.results.requests import Destination, PhotoFolder, SampleTable, SinglePhoto
+from sam_lora.results.requests import Destination, PhotoFolder, Runtime, SampleTable, SinglePhoto
 
 
 def parsed(*flags: str) -> argparse.Namespace:
@@ -37,6 +39,16 @@ def test_where_the_results_go():
     assert arguments.destination_of(parsed()) == Destination(Path("results"))
     assert arguments.destination_of(parsed("--output_dir", "o", "--overwrite", "--num_pictures", "3", "--seed", "7")
                                     ) == Destination(Path("o"), overwrite=True, num_pictures=3, seed=7)
+
+
+def test_what_it_runs_on(monkeypatch):
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    assert arguments.runtime_of(parsed("--device", "cpu")) == Runtime(torch.device("cpu"), precision="auto")
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert arguments.runtime_of(parsed("--device", "cpu", "--batch_size", "3", "--num_workers", "1", "--precision",
+                                       "bf16")) == Runtime(torch.device("cpu"), 3, 1, "bf16", Ranks(1, 2))
 
 
 @pytest.mark.parametrize(("flags", "message"), [

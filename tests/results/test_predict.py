@@ -1,5 +1,6 @@
 """predict.py: masks equal SamPredictor's, however rows travel; several cores; batch size."""
 
+import contextlib
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -8,13 +9,15 @@ import numpy as np
 import pytest
 import torch
 from conftest import random_sam
-from predicted_rows import CPU, predictions, rows_of_three_images
+from predicted_rows import CPU, SIDE, predictions, rows_of_three_images
 
 from sam_lora.data import imaging
 from sam_lora.data.samples import Sample, read_samples
 from sam_lora.errors import UserError
+from sam_lora.model.batches import PromptedImages, batches, make_loader
+from sam_lora.ranks import ALONE, Ranks
 from sam_lora.results import predict
-from sam_lora.results.predict import default_batch_size, predict_rows
+from sam_lora.results.predict import default_batch_size, own_batches, predict_rows
 from sam_lora.results.requests import Runtime
 from sam_lora.training.losses import bce_iou
 
@@ -77,6 +80,66 @@ def test_losses_of_a_validation_table_come_row_by_row(mini, crops, monkeypatch):
     monkeypatch.setattr(predict, "PROMPTS_PER_DECODE", 3)
     alone = [p.loss for p in predictions(mini, samples, 1, targets=True, mask_loss=bce_iou)]
     assert len(set(losses)) == 4 and losses == pytest.approx(alone, rel=1e-4)
+
+
+# ---- a GPU, without one ---------------------------------------------------------------------------------------
+
+def test_nothing_but_masks_scores_and_losses_leaves_the_device(shared_image_samples, monkeypatch):
+    """On `meta` whatever the host wants to know of a tensor is an error."""
+    copied = []
+    monkeypatch.setattr(predict, "to_host", lambda tensor: copied.append(tuple(tensor.shape)) or tensor)
+    monkeypatch.setattr(predict, "PROMPTS_PER_DECODE", 4)
+    sam = random_sam("vit_mini").to("meta")
+    dataset = PromptedImages([sample for sample in shared_image_samples if sample.label], SIDE, 64, True, True)
+    loader = make_loader(dataset, SIDE, 2, 0, pin_memory=False)
+    calls = 0
+    for decoded in predict._decoded(sam, batches(loader), contextlib.nullcontext(), bce_iou, None):
+        rows, calls = [*decoded.masks], calls + 1
+        assert {mask.device.type for mask in rows} == {decoded.losses.device.type} == {"meta"}
+        # losses and scores of the model itself at once, then each mask
+        assert copied == [(len(rows),), (len(rows),), *(tuple(mask.shape) for mask in rows)]
+        copied.clear()
+    assert calls == 3
+
+
+def test_masks_handed_out_while_the_next_are_decoded_are_the_same(mini, shared_image_samples, monkeypatch):
+    """As on a GPU: the next decode begins before the rows of the last one are handed out."""
+    monkeypatch.setattr(predict, "PROMPTS_PER_DECODE", 2)
+    expected = predictions(mini, shared_image_samples, batch_size=2)
+    monkeypatch.setitem(predict.AHEAD, "cpu", 1)
+    decodes = []
+    hook = mini.mask_decoder.iou_prediction_head.register_forward_hook(lambda *_: decodes.append(1))
+    try:
+        dataset = PromptedImages(shared_image_samples, SIDE, 64, with_targets=False, with_masks=True)
+        found = predict.predict(mini, batches(make_loader(dataset, SIDE, 2, 0, False)), contextlib.nullcontext())
+        first = next(found)
+        assert len(decodes) >= 2
+        found = sorted([first, *found], key=lambda prediction: prediction.row)
+    finally:
+        hook.remove()
+    for ours, theirs in zip(found, expected, strict=True):
+        assert ours.row == theirs.row and ours.predicted_iou == theirs.predicted_iou
+        np.testing.assert_array_equal(ours.mask, theirs.mask)
+
+
+def test_threads_load_for_a_gpu_and_the_default_loader_for_a_cpu(mini, shared_image_samples, monkeypatch):
+    loaded = []
+    monkeypatch.setattr(predict, "load_in_threads", lambda *arguments, **more: loaded.append(more) or iter(()))
+    dataset = PromptedImages(shared_image_samples, SIDE, 64, with_targets=False, with_masks=True)
+    assert list(predict._loaded(dataset, SIDE, [[0]], Runtime(torch.device("cuda")))) == []
+    assert len(list(predict._loaded(dataset, SIDE, [[0], [1, 2]], Runtime(CPU)))) == 2
+    assert [more["pin_memory"] for more in loaded] == [True]
+
+
+# ---- several processes ----------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("processes", [1, 2, 4])
+def test_processes_share_the_batches_that_one_would_have(processes):
+    alone = own_batches(7, 3, ALONE)
+    assert alone == [[0, 1, 2], [3, 4, 5], [6]]
+    shares = [own_batches(7, 3, Ranks(rank, processes)) for rank in range(processes)]
+    assert sorted(batch for share in shares for batch in share) == alone
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1
 
 
 # ---- several cores --------------------------------------------------------------------------------------------

@@ -12,28 +12,12 @@ import pandas as pd
 import pytest
 import torch
 from conftest import make_crops
+from several_processes import together, torchrun
 from training_runs import ROOT, command_line, files, log_of, run
 
-from sam_lora.errors import UserError
 from sam_lora.model.checkpoints import load_checkpoint
 from sam_lora.training import distributed
 from sam_lora.training.distributed import Ranks
-
-
-def torchrun(folder: Path, *arguments: str, processes: int = 2) -> subprocess.Popen:
-    """train.py under torchrun, whose own temporary files stay below `folder`; the operating system chooses the port."""
-    (folder / "temporary").mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes),
-               str(ROOT / "train.py"), "--device", "cpu", *arguments]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={
-        **os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", "TMPDIR": str(folder / "temporary")})
-
-
-def together(folder: Path, *arguments: str, processes: int = 2) -> subprocess.CompletedProcess:
-    """A run of several processes to its end."""
-    with torchrun(folder, *arguments, processes=processes) as process:
-        printed, errors = process.communicate(timeout=600)
-    return subprocess.CompletedProcess(process.args, process.returncode, printed, errors)
 
 
 def free_port() -> int:
@@ -54,7 +38,7 @@ def module_crops(tmp_path_factory):
 def two_ranks(module_crops, mini_weights, tmp_path_factory) -> Path:
     """The folder of a run of two processes with batch 2: 6 rows, so the last of its two batches is short."""
     out = tmp_path_factory.mktemp("two") / "checkpoints"
-    done = together(out.parent, *command_line(module_crops, mini_weights, out, "--num_epochs", "3"))
+    done = together(out.parent, "train.py", *command_line(module_crops, mini_weights, out, "--num_epochs", "3"))
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("epoch 1:") == 1 and "2 processes" in done.stdout
     return out
@@ -73,7 +57,7 @@ def test_it_goes_on_under_another_world_size(two_ranks, module_crops, mini_weigh
     one = command_line(module_crops, mini_weights, tmp_path / "out", *flags, "--batch_size", "4")
     run(*one, "--stop_after_epoch", "2")
     two = command_line(module_crops, mini_weights, tmp_path / "out", *flags)
-    done = together(tmp_path, *two, "--resume")
+    done = together(tmp_path, "train.py", *two, "--resume")
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("resumed after epoch 2") == 1
     pd.testing.assert_frame_equal(log_of(tmp_path / "out"), log_of(two_ranks), rtol=1e-5, atol=1e-6)
@@ -85,7 +69,8 @@ def test_three_ranks_two_of_which_have_nothing_in_the_last_batch(module_crops, m
     seven = module_crops.folder / "seven.csv"
     pd.concat([table, table.iloc[:1].assign(points="[[20,20]]")]).to_csv(seven, index=False)
     flags = ("--num_epochs", "2", "--train_csv", str(seven), "--prompts_per_image", "1", "--grad_accum", "2")
-    done = together(tmp_path, *command_line(module_crops, mini_weights, tmp_path / "three", *flags), processes=3)
+    three = command_line(module_crops, mini_weights, tmp_path / "three", *flags)
+    done = together(tmp_path, "train.py", *three, processes=3)
     assert done.returncode == 0, done.stderr
     run(*command_line(module_crops, mini_weights, tmp_path / "one", *flags, "--batch_size", "6"))
     pd.testing.assert_frame_equal(log_of(tmp_path / "three"), log_of(tmp_path / "one"), rtol=1e-5, atol=1e-6)
@@ -104,7 +89,7 @@ def processes_by_rank(launcher: subprocess.Popen) -> dict[int, int]:
 def test_a_killed_rank_ends_the_run_with_a_message_and_a_usable_checkpoint(module_crops, mini_weights, tmp_path):
     out = tmp_path / "out"
     flags = ("--num_epochs", "500", "--patience", "500")
-    with torchrun(tmp_path, *command_line(module_crops, mini_weights, out, *flags)) as process:
+    with torchrun(tmp_path, "train.py", *command_line(module_crops, mini_weights, out, *flags)) as process:
         for line in process.stdout:
             if line.startswith("epoch 1:"):  # printed once last.ckpt is there
                 break
@@ -120,7 +105,8 @@ def test_a_killed_rank_ends_the_run_with_a_message_and_a_usable_checkpoint(modul
 
 
 def test_bad_data_is_reported_once_and_ends_all(module_crops, mini_weights, tmp_path):
-    done = together(tmp_path, *command_line(module_crops, mini_weights, tmp_path / "out", "--train_csv", "nowhere.csv"))
+    two = command_line(module_crops, mini_weights, tmp_path / "out", "--train_csv", "nowhere.csv")
+    done = together(tmp_path, "train.py", *two)
     assert done.returncode != 0
     assert done.stderr.count("nowhere.csv: ") == 1
     assert not (tmp_path / "out").exists()
@@ -142,31 +128,8 @@ def test_processes_with_other_flags_are_refused(module_crops, mini_weights, tmp_
     assert not any("Traceback" in text for text in printed)
 
 
-@pytest.mark.parametrize(("environment", "expected"), [
-    pytest.param({}, Ranks(0, 1, 0), id="no torchrun"),
-    pytest.param({"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1"}, Ranks(3, 4, 1), id="two machines"),
-])
-def test_which_process_this_is(monkeypatch, environment, expected):
-    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
-        monkeypatch.delenv(name, raising=False)
-    for name, value in environment.items():
-        monkeypatch.setenv(name, value)
-    assert distributed.ranks_of_environment() == expected
-
-
-@pytest.mark.parametrize("environment", [{"RANK": "x"}, {"RANK": "2", "WORLD_SIZE": "2"}])
-def test_an_environment_that_torchrun_did_not_set(monkeypatch, environment):
-    for name, value in environment.items():
-        monkeypatch.setenv(name, value)
-    with pytest.raises(UserError, match="RANK"):
-        distributed.ranks_of_environment()
-
-
 def test_a_single_process_needs_no_group():
     ranks = Ranks()
-    assert distributed.add_up([1.5, 2], ranks).tolist() == [1.5, 2.0]
     layer = torch.nn.Linear(2, 2)
     function = distributed.replicate(lambda module, value: module(value), layer, ranks, torch.device("cpu"))
     assert torch.equal(function(torch.ones(2)), layer(torch.ones(2)))
-    distributed.check_agreement(ranks, {"seed": 1}, [])
-    assert distributed.device_of_process("auto", ranks) == "auto"
