@@ -85,7 +85,10 @@ def joined(ranks: Ranks, device: torch.device) -> Iterator[None]:
     before = signal.signal(signal.SIGTERM, stop)
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        bound = torch.device("cuda", torch.cuda.current_device())  # or a barrier guesses the GPU, and may hang
+        torch.distributed.init_process_group("nccl", device_id=bound)
+    else:
+        torch.distributed.init_process_group("gloo")
     try:
         yield
     except RuntimeError as error:  # what gloo and NCCL raise once another process is gone
