@@ -114,7 +114,7 @@ def add_hardware(parser: argparse.ArgumentParser) -> None:
              "for it and measures faster")
     add("--grad_checkpoint", action="store_true",
         help="recompute encoder blocks in the backward pass: less memory, more time")
-    add("--compile", action="store_true", help="torch.compile the image encoder")
+    add("--compile", action="store_true", help="torch.compile the blocks of the image encoder")
     add = parser.add_argument_group("frozen work, done once").add_argument
     add("--feature_cache", action=argparse.BooleanOptionalAction,
         help="keep what the frozen encoder blocks make of each image, so that only the first epoch pays for them; "
