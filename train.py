@@ -125,7 +125,7 @@ def add_hardware(parser: argparse.ArgumentParser) -> None:
     add = group.add_argument
     add("--grad_checkpoint", action="store_true",
         help="recompute encoder blocks in the backward pass: less memory, more time")
-    add("--compile", action="store_true", help="torch.compile the image encoder")
+    add("--compile", action="store_true", help="torch.compile the blocks of the image encoder")
     add = parser.add_argument_group("frozen work, done once").add_argument
     add("--feature_cache", action=argparse.BooleanOptionalAction,
         help="keep what the frozen encoder blocks make of each image, so that only the first epoch pays for them; "
@@ -314,7 +314,7 @@ def build_model(args: argparse.Namespace, device, ranks):
     from sam_lora import workers
     from sam_lora.model.checkpoints import prepare_for_training
     from sam_lora.model.lora import trainable_parameters
-    from sam_lora.model.sam import checkpoint_blocks, load_sam
+    from sam_lora.model.sam import checkpoint_blocks, compile_blocks, load_sam
     from sam_lora.training import distributed
     from sam_lora.training.precision import choose_precision
     workers.keep_freed_memory()
@@ -326,10 +326,8 @@ def build_model(args: argparse.Namespace, device, ranks):
     if args.grad_checkpoint:
         checkpoint_blocks(sam)
     sam.to(device)
-    if args.compile:  # with kept features the frozen part runs once, the rest block by block
-        blocks = sam.image_encoder.blocks
-        for module in blocks[len(blocks) - trained_blocks(args):] if args.feature_cache else [sam.image_encoder]:
-            module.compile()
+    if args.compile:  # with kept features the frozen part runs once
+        compile_blocks(sam, trained_blocks(args) if args.feature_cache else len(sam.image_encoder.blocks))
     trained, total = (sum(map(torch.numel, weights))
                       for weights in (trainable_parameters(sam).values(), sam.parameters()))
     ranks.say(f"{args.model_type} at {sam.image_encoder.img_size} px on {device} in {precision.name}: LoRA on "

@@ -2,26 +2,30 @@
 
     python benchmarks/bench_train.py                                              vit_mini on the CPU
     python benchmarks/bench_train.py --model_type vit_b --batch_size 1 --rounds 1
-    python benchmarks/bench_train.py --model_type vit_b --device cuda --precision bf16 --reference_precision fp32
+    python benchmarks/bench_train.py --model_type vit_b --device cuda --rounds 2 --precision bf16 \\
+        --reference_precision fp32 bf16 --output bench_train.json
 
-Both sides train the same weights on the same batches of drawn images, with LoRA on the qkv layer of every encoder
+All sides train the same weights on the same batches of drawn images, with LoRA on the qkv layer of every encoder
 block, the mask decoder and AdamW. The reference encodes every image and decodes every prompt by itself, through
-segment_anything's own encoder and decoder, with one backward pass a batch; ours is the step of train.py. vit_b, vit_l
-and vit_h have random weights. The sides take turns, each in a process of its own; a round's ratio is that of the
-seconds its steps took. Their losses on one batch and their embeddings of an image, in float32, are compared first. The
-last line is `speedup X.XX memory Y.YY`, reference over ours.
+segment_anything's own encoder and decoder, with one backward pass a batch, and with PyTorch's defaults (float32 on a
+GPU is not TF32); ours is the step of train.py. vit_b, vit_l and vit_h have random weights. The sides take turns, each
+in a process of its own. A round's ratio is that of the seconds its steps took, from batches in memory to the last
+step's end, without a look at the GPU in between; the parts of a step, for which the host has to wait, and the time for
+a batch are measured in a round of their own. Losses on one batch and embeddings of an image, in float32, are compared
+first. The last line for each reference is `speedup X.XX memory Y.YY`, reference over ours.
 """
 
 import argparse
 import contextlib
 import itertools
+import json
 import multiprocessing
 import statistics
 import sys
 import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import cv2
@@ -34,20 +38,21 @@ from drawn_photos import draw_position_tables
 
 from sam_lora import cli, workers
 from sam_lora.data.samples import read_samples
+from sam_lora.files import atomic_path
 from sam_lora.model import attention, checkpoints
 from sam_lora.model.batches import Batch, PromptedImages
 from sam_lora.model.encode import frame_mask, preprocess
 from sam_lora.model.lora import LoraSettings
 from sam_lora.model.meta import Sam
-from sam_lora.model.precision import select_device
-from sam_lora.model.sam import build_sam, checkpoint_blocks, resize_position_embeddings
+from sam_lora.model.precision import autocast, select_device
+from sam_lora.model.sam import build_sam, checkpoint_blocks, compile_blocks, resize_position_embeddings
 from sam_lora.model.weights import find_weights, read_state_dict
 from sam_lora.sam_types import SAM_TYPES
 from sam_lora.tables import points_to_json
 from sam_lora.training import distributed, losses
 from sam_lora.training.loading import Loader
 from sam_lora.training.precision import choose_precision
-from sam_lora.training.update import GRADIENT_CLIP
+from sam_lora.training.update import GRADIENT_CLIP, LearningRate, Update
 
 LORA = LoraSettings(rank=16, alpha=32.0)
 MULTIMASK_WEIGHT = 0.25     # train.py's default
@@ -67,8 +72,13 @@ def get_args_parser() -> argparse.ArgumentParser:
     parser.add_argument("--steps", type=cli.positive_int, default=4, metavar="N", help="steps of a round")
     parser.add_argument("--rounds", type=cli.positive_int, default=5, metavar="N", help="rounds of each side")
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="of our side")
-    parser.add_argument("--reference_precision", choices=("fp32", "bf16"), help="default: that of our side")
+    parser.add_argument("--reference_precision", nargs="+", choices=("fp32", "bf16"),
+                        help="a reference for each; default: that of our side")
     parser.add_argument("--grad_checkpoint", action="store_true", help="our side recomputes encoder blocks")
+    parser.add_argument("--compile", action="store_true", help="our side compiles the encoder, as train.py --compile")
+    parser.add_argument("--attention", nargs=2, choices=attention.WAYS, metavar=("WINDOWS", "GLOBAL"),
+                        help="ways of sam_lora/model/attention.py that our side takes in place of the table's")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="write all figures to this .json file")
     cli.add_num_workers(parser, 0)
     cli.add_device(parser)
     cli.add_seed(parser)
@@ -91,62 +101,116 @@ class Settings:
     device: str
     seed: int
     threads: int
+    compile: bool
+    attention: tuple[str, str] | None
+
+
+@dataclass
+class Figures:
+    """What was measured of a side; `problem` if it failed on the way. Seconds are those of a round's steps."""
+
+    precision: str
+    seconds: list[float] = field(default_factory=list)
+    parts: dict[str, float] = field(default_factory=dict)  # seconds of PARTS in a step
+    peak_bytes: int = 0
+    images_per_s: float = 0.0
+    flops_per_s: float = 0.0
+    share_of_matrix_rate: float = 0.0
+    problem: str = ""
 
 
 def main(args: argparse.Namespace) -> None:
     device = select_device(args.device)
     side = args.image_size or SAM_TYPES[args.model_type].image_size
-    precisions = {"reference": args.reference_precision or args.precision, "ours": args.precision}
+    references = dict.fromkeys(args.reference_precision or [args.precision])
+    figures = {f"reference {precision}": Figures(precision) for precision in references}
+    figures["ours"] = Figures(args.precision)
     spawn, threads = multiprocessing.get_context("spawn"), torch.get_num_threads()
     with tempfile.TemporaryDirectory(prefix="bench_train-") as name, contextlib.ExitStack() as stack:
         table = draw_images(Path(name), args.steps * args.batch_size, args.prompts_per_image, side, args.seed)
         print(f"{args.model_type} at {side} px, {args.batch_size} images a step with {args.prompts_per_image} prompts "
               f"each, on {device_name(device)}, {threads} threads; torch {torch.__version__}", flush=True)
         pools = {}
-        for key, precision in precisions.items():
-            settings = Settings(key == "ours", table, args.model_type, args.image_size, args.batch_size,
-                                args.prompts_per_image, precision, args.grad_checkpoint and key == "ours",
-                                args.num_workers, str(device), args.seed, threads)
+        for key, measured in figures.items():
+            ours = key == "ours"
+            settings = Settings(ours, table, args.model_type, args.image_size, args.batch_size, args.prompts_per_image,
+                                measured.precision, args.grad_checkpoint and ours, args.num_workers, str(device),
+                                args.seed, threads, args.compile and ours, args.attention if ours else None)
             pools[key] = stack.enter_context(ProcessPoolExecutor(1, spawn, start, (settings,)))
-        check_equality(pools)
-        times = time_rounds(pools, args.rounds, args.steps)
-        memory = {key: pool.submit(peak_memory).result() for key, pool in pools.items()}
-        flops = pools["reference"].submit(flops_per_image).result()
-    peak_rates = {precision: matmul_rate(device, precision) for precision in set(precisions.values())}
+        differences = compare_outputs(pools)
+        time_rounds(pools, figures, args.rounds, args.steps)
+        flops = next(iter(pools.values())).submit(flops_per_image).result()
+    rates = {precision: matmul_rate(device, precision) for precision in {each.precision for each in figures.values()}}
     print(f"{flops / 1e9:.1f} GFLOP of matrix products an image, forward and backward, in segment_anything's code")
-    for key, precision in precisions.items():
-        speed = statistics.median(args.steps * args.batch_size / sum(taken.values()) for taken in times[key])
-        parts = ", ".join(f"{part} {statistics.median(taken[part] for taken in times[key]) / args.steps * 1e3:.1f}"
-                          for part in PARTS)
-        rate, peak_rate = flops * speed, peak_rates[precision]
-        print(f"{key:<9} {precision}: {speed:8.2f} images/s, peak {memory[key] / 1e6:,.0f} MB, {rate / 1e9:,.0f} "
-              f"GFLOP/s ({rate / peak_rate:.0%} of {peak_rate / 1e9:,.0f}, a large product's)\n"
-              f"          ms a step: {parts}")
-    ratios = [sum(theirs.values()) / sum(ours.values()) for theirs, ours in zip(times["reference"], times["ours"])]
-    print("rounds: " + " ".join(f"{ratio:.2f}" for ratio in ratios))
-    print(f"speedup {statistics.median(ratios):.2f} memory {memory['reference'] / memory['ours']:.2f}")
+    for key, measured in figures.items():
+        report_side(key, measured, flops, rates[measured.precision], args.steps * args.batch_size)
+    ratios = {key: report_ratio(key, measured, figures["ours"]) for key, measured in figures.items() if key != "ours"}
+    if args.output:
+        write_figures(args, {"device": device_name(device), "torch": torch.__version__, "image_size": side,
+                             "flops_per_image": flops, "matrix_rates": rates, "differences": differences,
+                             "sides": {key: asdict(measured) for key, measured in figures.items()}, "ratios": ratios})
+    if not max(differences.values()) <= LARGEST_DIFFERENCE:
+        sys.exit(f"the sides' results differ by more than {LARGEST_DIFFERENCE:g}")
 
 
-def check_equality(pools: dict[str, ProcessPoolExecutor]) -> None:
-    """Compare the sides' losses and embeddings in float32; ends the run if they differ."""
-    (loss, embedding), (our_loss, our_embedding) = (pool.submit(first_outputs).result() for pool in pools.values())
-    differences = (abs(our_loss - loss) / abs(loss),  # with random weights the loss says little about the encoder
-                   np.linalg.norm(our_embedding - embedding) / np.linalg.norm(embedding))
+def compare_outputs(pools: dict[str, ProcessPoolExecutor]) -> dict[str, float]:
+    """The relative differences between the first reference's and our losses and embeddings, in float32."""
+    (loss, embedding), (our_loss, our_embedding) = (pools[key].submit(first_outputs).result()
+                                                    for key in (next(iter(pools)), "ours"))
+    differences = {"loss": abs(our_loss - loss) / abs(loss),  # with random weights it says little about the encoder
+                   "embeddings": float(np.linalg.norm(our_embedding - embedding) / np.linalg.norm(embedding))}
     print(f"in float32: loss of the reference {loss:.6f}, ours {our_loss:.6f}, relative difference "
-          f"{differences[0]:.1e}; of an image's embeddings {differences[1]:.1e}", flush=True)
-    if not max(differences) <= LARGEST_DIFFERENCE:
-        sys.exit(f"they differ by more than {LARGEST_DIFFERENCE:g}")
+          f"{differences['loss']:.1e}; of an image's embeddings {differences['embeddings']:.1e}", flush=True)
+    return differences
 
 
-def time_rounds(pools: dict[str, ProcessPoolExecutor], rounds: int, count: int) -> dict[str, list[dict[str, float]]]:
-    """The seconds of each part in each round of `count` steps, after a warm-up of one step."""
-    for pool in pools.values():
-        pool.submit(steps, 0, 1).result()
-    times = {key: [] for key in pools}
-    for number in range(1, rounds + 1):
+def time_rounds(pools: dict[str, ProcessPoolExecutor], figures: dict[str, Figures], rounds: int, count: int) -> None:
+    """Fill in the seconds of each round of `count` steps, the parts of a step, and the peak memory of all these."""
+    for number in range(rounds + 1):
         for key, pool in pools.items():
-            times[key].append(pool.submit(steps, number, count).result())
-    return times
+            measured = figures[key]
+            if measured.problem:
+                continue
+            try:
+                if number < rounds:
+                    measured.seconds.append(pool.submit(steps, number + 1, count).result())
+                else:
+                    measured.parts = pool.submit(parts_of_steps, number + 1, count).result()
+                measured.peak_bytes = pool.submit(peak_memory).result()
+            except torch.cuda.OutOfMemoryError as error:
+                measured.problem = f"out of memory: {str(error).splitlines()[0]}"
+
+
+def report_side(key: str, measured: Figures, flops: float, peak_rate: float, images: int) -> None:
+    """Work out rates from the seconds of rounds of `images` images, and print."""
+    if measured.problem:
+        print(f"{key:<14} {measured.problem}")
+        return
+    measured.images_per_s = images / statistics.median(measured.seconds)
+    measured.flops_per_s = flops * measured.images_per_s
+    measured.share_of_matrix_rate = measured.flops_per_s / peak_rate
+    parts = ", ".join(f"{part} {seconds * 1e3:.1f}" for part, seconds in measured.parts.items())
+    print(f"{key:<14} {measured.precision}: {measured.images_per_s:8.2f} images/s, peak "
+          f"{measured.peak_bytes / 1e6:,.0f} MB, {measured.flops_per_s / 1e9:,.0f} GFLOP/s "
+          f"({measured.share_of_matrix_rate:.0%} of {peak_rate / 1e9:,.0f}, a large product's)\n"
+          f"               ms a step, waiting after each: {parts}")
+
+
+def report_ratio(key: str, theirs: Figures, ours: Figures) -> dict[str, float]:
+    """The reference over our side, by time and by memory; empty if one of them failed."""
+    if theirs.problem or ours.problem:
+        return {}
+    rounds = [reference / our for reference, our in zip(theirs.seconds, ours.seconds)]
+    speedup, memory = statistics.median(rounds), theirs.peak_bytes / ours.peak_bytes
+    print(f"{key}, rounds: " + " ".join(f"{ratio:.2f}" for ratio in rounds) + f"\nspeedup {speedup:.2f} "
+          f"memory {memory:.2f}")
+    return {"speedup": speedup, "memory": memory}
+
+
+def write_figures(args: argparse.Namespace, content: dict) -> None:
+    flags = {name: value for name, value in vars(args).items() if name != "output"}
+    with atomic_path(args.output) as temporary:
+        temporary.write_text(json.dumps({"flags": flags} | content, indent=1) + "\n", encoding="utf-8")
 
 
 def draw_images(folder: Path, count: int, objects: int, side: int, seed: int) -> Path:
@@ -188,16 +252,32 @@ class Side:
         if settings.grad_checkpoint:
             checkpoint_blocks(sam)
         self.sam = sam.to(self.device).train()
-        self.parameters = [parameter for parameter in sam.parameters() if parameter.requires_grad]
-        fused = {"fused": self.device.type in ("cpu", "cuda")} if settings.ours else {}  # as train.py does
-        self.optimizer = torch.optim.AdamW(self.parameters, lr=1e-4, weight_decay=0.01, **fused)
+        self.update = Update.by_adamw(sam, torch.amp.GradScaler(self.device.type, enabled=False),
+                                      LearningRate(1e-4, 10 ** 6, 0.0), weight_decay=0.01)
+        if not settings.ours:
+            self.update.optimizer = torch.optim.AdamW(self.update.weights, lr=1e-4, weight_decay=0.01)
         images = PromptedImages(read_samples(settings.table), sam.image_encoder.img_size, settings.prompts_per_image,
                                 True, False)
         self.loader = Loader(images, batch_size=settings.batch_size, num_workers=settings.num_workers,
                              pin_memory=self.device.type == "cuda", ranks=distributed.Ranks(), seed=settings.seed)
+        self.autocast, self.prepared = contextlib.nullcontext(), False
         self.encoding, self.encoding_began = 0.0, 0.0
-        sam.image_encoder.register_forward_pre_hook(self.before_encoder)
-        sam.image_encoder.register_forward_hook(self.after_encoder)
+
+    def prepare(self) -> None:
+        """Once, after the comparison in float32: the precision of the runs, and compiling."""
+        if self.prepared:
+            return
+        self.prepared = True
+        if not self.settings.ours:
+            self.autocast = autocast(self.settings.precision, self.device)
+            return
+        self.autocast = choose_precision(self.settings.precision, self.device, self.sam, distributed.Ranks()).autocast
+        if self.settings.attention:
+            for key in attention.FASTEST:
+                if key[0] == self.device.type:
+                    attention.FASTEST[key] = self.settings.attention[key[1] == "global"]
+        if self.settings.compile:
+            compile_blocks(self.sam, len(self.sam.image_encoder.blocks))
 
     def now(self) -> float:
         if self.device.type == "cuda":
@@ -210,9 +290,6 @@ class Side:
     def after_encoder(self, *_: object) -> None:
         self.encoding += self.now() - self.encoding_began
 
-    def autocast(self) -> contextlib.AbstractContextManager:
-        return choose_precision(self.settings.precision, self.device, self.sam, distributed.Ranks()).autocast
-
     def loss(self, batch: Batch) -> torch.Tensor:
         compute = losses.batch_loss if self.settings.ours else one_at_a_time
         return compute(self.sam, batch, losses.bce_iou, MULTIMASK_WEIGHT)[0]
@@ -221,18 +298,37 @@ class Side:
         self.loader.order.epoch = round_number
         return iter(self.loader)
 
-    def step(self, batches, times: dict[str, float]) -> None:
+    def forward(self, batch: Batch) -> torch.Tensor:
+        with self.autocast:
+            return self.loss(batch.to(self.device))
+
+    def backward(self, loss: torch.Tensor) -> None:
+        if self.settings.ours:
+            self.update.backward(loss, 1.0)
+        else:
+            loss.backward()
+
+    def optimise(self) -> None:
+        if self.settings.ours:
+            self.update.step()
+            return
+        torch.nn.utils.clip_grad_norm_(self.update.weights, GRADIENT_CLIP)
+        self.update.optimizer.step()
+        self.update.optimizer.zero_grad(set_to_none=True)
+
+    def step(self, batch: Batch) -> None:
+        self.backward(self.forward(batch))
+        self.optimise()
+
+    def timed_step(self, batches, times: dict[str, float]) -> None:
         marks, self.encoding = [self.now()], 0.0
-        batch = next(batches).to(self.device)
+        batch = next(batches)
         marks.append(self.now())
-        with self.autocast():
-            loss = self.loss(batch)
+        loss = self.forward(batch)
         marks.append(self.now())
-        loss.backward()
+        self.backward(loss)
         marks.append(self.now())
-        torch.nn.utils.clip_grad_norm_(self.parameters, GRADIENT_CLIP)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        self.optimise()
         marks.append(self.now())
         data, forward, backward, optimiser = (b - a for a, b in itertools.pairwise(marks))
         for part, taken in zip(PARTS, (data, self.encoding, forward - self.encoding, backward, optimiser)):
@@ -285,22 +381,52 @@ def start(settings: Settings) -> None:
 
 
 def first_outputs() -> tuple[float, np.ndarray]:
-    """A batch's loss and the embedding of its first image, in float32; then the memory's peak starts anew on a GPU."""
+    """A batch's loss and the embedding of its first image, in float32."""
     batch, sam = next(SIDE.batches(0)).to(SIDE.device), SIDE.sam
-    with torch.no_grad():
+    with torch.no_grad(), torch.backends.cudnn.flags(allow_tf32=False):
         loss = float(SIDE.loss(batch))
         embedding = sam.image_encoder(preprocess(batch.images[:1], batch.input_sizes[:1], sam)).cpu().numpy()
-    if SIDE.device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(SIDE.device)
     return loss, embedding
 
 
-def steps(round_number: int, count: int) -> dict[str, float]:
-    """Seconds of `count` steps by part."""
+def begin_round() -> None:
+    """The first step of a round is not timed: it compiles, or gets the memory that `end_round` gave back."""
+    SIDE.prepare()
+    if SIDE.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(SIDE.device)
+    SIDE.step(next(SIDE.batches(0)))
+
+
+def end_round() -> None:
+    """Leave the GPU's memory to the other sides."""
+    if SIDE.device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
+def steps(round_number: int, count: int) -> float:
+    """Seconds of `count` steps on batches in memory. The host looks at the GPU only as often as the step does."""
+    batches = list(SIDE.batches(round_number))[:count]
+    begin_round()
+    began = SIDE.now()
+    for batch in batches:
+        SIDE.step(batch)
+    taken = SIDE.now() - began
+    end_round()
+    return taken
+
+
+def parts_of_steps(round_number: int, count: int) -> dict[str, float]:
+    """Seconds of each part of a step, the mean over `count` steps. The host waits for the GPU after each."""
+    begin_round()
+    hooks = [SIDE.sam.image_encoder.register_forward_pre_hook(SIDE.before_encoder),
+             SIDE.sam.image_encoder.register_forward_hook(SIDE.after_encoder)]
     times, batches = dict.fromkeys(PARTS, 0.0), SIDE.batches(round_number)
     for _ in range(count):
-        SIDE.step(batches, times)
-    return times
+        SIDE.timed_step(batches, times)
+    for hook in hooks:
+        hook.remove()
+    end_round()
+    return {part: taken / count for part, taken in times.items()}
 
 
 def peak_memory() -> int:
@@ -320,6 +446,7 @@ def flops_per_image() -> float:
     batch = next(SIDE.batches(0)).to(SIDE.device)
     with FlopCounterMode(display=False) as counter:
         SIDE.loss(batch).backward()
+    SIDE.update.optimizer.zero_grad(set_to_none=True)
     return counter.get_total_flops() / len(batch.images)
 
 

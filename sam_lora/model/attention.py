@@ -2,21 +2,27 @@
 
 They equal segment_anything's up to rounding. segment_anything stores the logits of all pairs of query and key several
 times over. Here a GPU runs PyTorch's own kernels, which store no pairs, on positions folded into the inner product
-(`folded_attention`); a CPU holds no more logits at a time than fit its cache (attention_cpu.py).
+(`folded_attention`); a CPU holds no more logits at a time than fit its cache (attention_cpu.py). Which way is taken
+where is a table, `FASTEST`; benchmarks/bench_attention.py measures the ways on a GPU.
 
 Shapes, as in relative_positions.py: N is batch x windows x heads, h and w are the grid's sides, d is a head's width;
 `qkv` is (3, N, h*w, d).
 """
 
+from collections.abc import Callable
+from functools import cache, partial
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from sam_lora.model.attention_cpu import chunked_attention, has_bf16_products, narrow_attention
-from sam_lora.model.meta import Attention, Block, DecoderAttention, Sam, get_rel_pos
-from sam_lora.model.relative_positions import fold
+from sam_lora.model.meta import Attention, Block, DecoderAttention, Sam
+from sam_lora.model.relative_positions import fold, position_table, relative_logits
 
 WIDTH_MULTIPLE = 8  # the GPU's kernels want a head's width to be a multiple of it
+AttentionFunction = Callable[[Tensor, Tensor, Tensor, float], Tensor]
 
 
 def speed_up(sam: Sam) -> None:
@@ -63,11 +69,9 @@ def attend(attn: Attention, x: Tensor, window_size: int) -> Tensor:
         qkv = padded
     qkv = qkv.view(batch, down, rows, across, columns, 3, attn.num_heads, -1)
     qkv = qkv.permute(5, 0, 1, 3, 6, 2, 4, 7).reshape(3, -1, rows * columns, channels // attn.num_heads)
-    tables = [get_rel_pos(side, side, table).to(qkv.dtype)
+    tables = [position_table(table, side).to(qkv.dtype)
               for side, table in ((rows, attn.rel_pos_h), (columns, attn.rel_pos_w))]
-    compute = folded_attention
-    if x.device.type == "cpu":
-        compute = narrow_attention if qkv.dtype == torch.bfloat16 and has_bf16_products() else chunked_attention
+    compute = fastest(qkv, bool(window_size))
     out = compute(qkv, *tables, attn.scale)                                 # (N, rows * columns, d)
     out = out.view(batch, down, across, attn.num_heads, rows, columns, -1).permute(0, 1, 4, 2, 5, 3, 6)
     out = out.reshape(batch, down * rows, across * columns, channels)
@@ -92,14 +96,82 @@ class FewKeysAttention(DecoderAttention):
         return self.out_proj(self._recombine_heads(logits.softmax(dim=2).transpose(2, 3) @ v))
 
 
-def folded_attention(qkv: Tensor, table_h: Tensor, table_w: Tensor, scale: float) -> Tensor:
-    """Attention (N, h*w, d) in one call of PyTorch's kernels, which store no pairs."""
+# ---- ways to compute the attention of all heads ---------------------------------------------------------------
+
+def folded_attention(qkv: Tensor, table_h: Tensor, table_w: Tensor, scale: float, *, pad_v: bool = True) -> Tensor:
+    """Attention (N, h*w, d) in one call of PyTorch's kernels, which store no pairs.
+
+    `pad_v`: FlashAttention wants one width for queries, keys and values; the kernels of cuDNN and xFormers do not.
+    """
     q, k, v = qkv
     depth = q.shape[-1]
-    q, one_hot = fold(q, table_h, table_w, scale)
-    unused = -q.shape[-1] % WIDTH_MULTIPLE
-    q = F.pad(q, (0, unused))
-    k = F.pad(torch.cat([k, one_hot.expand(len(k), -1, -1)], dim=-1), (0, unused))
-    v = F.pad(v, (0, q.shape[-1] - depth))  # the fastest kernels want the same width for all three
-    out = F.scaled_dot_product_attention(q[:, None], k[:, None], v[:, None], scale=1.0)
+    q, one_hot = fold(q, table_h / scale, table_w / scale, multiple=WIDTH_MULTIPLE)  # scaling q would be a pass over it
+    k = torch.cat([k, one_hot.expand(len(k), -1, -1)], dim=-1)
+    if pad_v:
+        v = F.pad(v, (0, q.shape[-1] - depth))
+    out = F.scaled_dot_product_attention(q[:, None], k[:, None], v[:, None], scale=scale)
     return out[:, 0, :, :depth]
+
+
+def folded_cudnn_attention(qkv: Tensor, table_h: Tensor, table_w: Tensor, scale: float, *,
+                           pad_v: bool = False) -> Tensor:
+    """`folded_attention` by cuDNN's kernels where they take the shapes, else by another one."""
+    order = [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+    with sdpa_kernel(order, set_priority=True):
+        return folded_attention(qkv, table_h, table_w, scale, pad_v=pad_v)
+
+
+def biased_attention(qkv: Tensor, table_h: Tensor, table_w: Tensor, scale: float) -> Tensor:
+    """Attention (N, h*w, d) with what positions add to the logits as a tensor of all pairs: for windows only."""
+    q, k, v = qkv
+    rel_h, rel_w = relative_logits(q, table_h, table_w)
+    bias = (rel_h[..., None] + rel_w[..., None, :]).flatten(2)                                  # (N, h*w, h*w)
+    unused = -bias.shape[-1] % WIDTH_MULTIPLE
+    if unused:  # the kernel reads aligned rows: of a wider tensor
+        bias = F.pad(bias, (0, unused))[..., :bias.shape[-1]]
+    return F.scaled_dot_product_attention(q[:, None], k[:, None], v[:, None], bias[:, None], scale=scale)[:, 0]
+
+
+def flexible_attention(qkv: Tensor, table_h: Tensor, table_w: Tensor, scale: float) -> Tensor:
+    """Attention (N, h*w, d) by a kernel that is compiled for it and adds positions as it goes (FlexAttention)."""
+    q, k, v = qkv
+    rel_h, rel_w = relative_logits(q, table_h, table_w)
+    columns = len(table_w)
+
+    def add_positions(logit, n, head, query, key):
+        return logit + rel_h[n, query, key // columns] + rel_w[n, query, key % columns]
+
+    return _compiled_flex_attention()(q[:, None], k[:, None], v[:, None], score_mod=add_positions, scale=scale)[:, 0]
+
+
+@cache
+def _compiled_flex_attention() -> Callable:
+    from torch.nn.attention.flex_attention import flex_attention
+    return torch.compile(flex_attention, dynamic=False)
+
+
+def cpu_attention(qkv: Tensor, table_h: Tensor, table_w: Tensor, scale: float) -> Tensor:
+    """Attention (N, h*w, d), in bfloat16 only if this CPU multiplies it."""
+    narrow = qkv.dtype == torch.bfloat16 and has_bf16_products()
+    return (narrow_attention if narrow else chunked_attention)(qkv, table_h, table_w, scale)
+
+
+WAYS: dict[str, AttentionFunction] = {
+    "folded": folded_attention, "folded_cudnn": folded_cudnn_attention,
+    "folded_unpadded": partial(folded_attention, pad_v=False), "biased": biased_attention,
+    "flexible": flexible_attention, "cpu": cpu_attention}
+
+# by device, windows or global, and whether in 16 bits
+FASTEST: dict[tuple[str, str, bool], str] = {
+    ("cuda", "windows", True): "folded",
+    ("cuda", "global", True): "folded",
+    ("cuda", "windows", False): "folded_unpadded",  # FlashAttention and cuDNN take 16 bits only
+    ("cuda", "global", False): "folded_unpadded",
+    ("cpu", "windows", True): "cpu", ("cpu", "windows", False): "cpu",
+    ("cpu", "global", True): "cpu", ("cpu", "global", False): "cpu"}
+
+
+def fastest(qkv: Tensor, in_windows: bool) -> AttentionFunction:
+    """The way to compute attention on these, by `FASTEST`; on any other device what every device has."""
+    key = qkv.device.type, "windows" if in_windows else "global", qkv.dtype in (torch.bfloat16, torch.float16)
+    return WAYS[FASTEST.get(key, "folded")]

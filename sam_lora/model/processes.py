@@ -40,7 +40,9 @@ def joined(ranks: Ranks, backend: str, lost_peer: str, timeout: timedelta | None
             raise UserError(lost_peer)
 
     before = signal.signal(signal.SIGTERM, stop)
-    torch.distributed.init_process_group(backend, timeout=timeout)
+    # with NCCL a barrier would otherwise guess the GPU, and may hang
+    bound = torch.device("cuda", torch.cuda.current_device()) if backend == "nccl" else None
+    torch.distributed.init_process_group(backend, timeout=timeout, device_id=bound)
     try:
         yield
     except RuntimeError as error:  # what gloo and NCCL raise once another process is gone

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -16,6 +17,7 @@ from sam_lora.sam_types import SAM_TYPES
 
 PIXEL_MEAN = (123.675, 116.28, 103.53)  # SAM's, of RGB values from 0 to 255
 PIXEL_STD = (58.395, 57.12, 57.375)
+RECOMPILE_LIMIT = 32
 
 
 def build_sam(model_type: str, image_size: int | None = None) -> Sam:
@@ -100,3 +102,17 @@ def checkpoint_blocks(sam: Sam) -> None:
     """Make the encoder's blocks recompute their activations in the backward pass instead of keeping them."""
     for block in sam.image_encoder.blocks:
         block.forward = partial(checkpoint, block.forward, use_reentrant=False)
+
+
+def compile_blocks(sam: Sam, count: int) -> None:
+    """Have the encoder's last `count` blocks compiled when they first run.
+
+    Block by block, not the encoder as a whole: all blocks of a kind share what is compiled, in a fraction of the time.
+    But windows and global blocks, the block that needs no gradient of its input, training and validation, a full batch
+    and the last one are different, and beyond PyTorch's limit of 8 blocks would run as they are.
+    """
+    limits = torch._dynamo.config
+    limits.recompile_limit = max(limits.recompile_limit, RECOMPILE_LIMIT)
+    blocks = sam.image_encoder.blocks
+    for block in blocks[len(blocks) - count:]:
+        block.compile()

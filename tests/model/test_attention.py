@@ -6,16 +6,17 @@ import pytest
 import torch
 from conftest import random_sam
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn.attention.flex_attention import flex_attention
 
 from sam_lora.model import attention, attention_cpu
-from sam_lora.model.attention import FastBlock, FewKeysAttention, folded_attention, speed_up
-from sam_lora.model.attention_cpu import chunked_attention
+from sam_lora.model.attention import FASTEST, WAYS, FastBlock, FewKeysAttention, speed_up
 from sam_lora.model.lora import LoraSettings, add_lora, merge_lora
 from sam_lora.model.meta import Block
 from sam_lora.model.sam import checkpoint_blocks
 from sam_lora.sam_types import SAM_TYPES
 
-WAYS = [pytest.param(chunked_attention, id="chunked"), pytest.param(folded_attention, id="folded")]
+KINDS = ("windows", "global")
 GLOBAL, WINDOWED = 0, 5   # sides of windows; the grid below is 8 x 8: windows reach over its edge
 GRID = 8
 
@@ -61,18 +62,48 @@ def sizes(request, monkeypatch):
     monkeypatch.setattr(attention_cpu, "KEPT", request.param[1])
 
 
-@pytest.mark.parametrize("way", WAYS)
+def take(way: str, monkeypatch) -> None:
+    for key in FASTEST:
+        monkeypatch.setitem(FASTEST, key, way)
+
+
+@pytest.mark.parametrize("way", [way for way in WAYS if way != "flexible"])  # not with gradients on a CPU
 @pytest.mark.parametrize(("window_size", "table_grid"), [
     pytest.param(GLOBAL, GRID, id="global"), pytest.param(GLOBAL, 13, id="global, tables interpolated"),
     pytest.param(WINDOWED, GRID, id="windows over the edge"), pytest.param(4, GRID, id="windows that fit")])
 def test_a_block_equals_segment_anything_s(way, window_size, table_grid, sizes, monkeypatch):
-    monkeypatch.setattr(attention, "chunked_attention", way)
+    take(way, monkeypatch)
     stock = block(window_size, table_grid)
     x, weight = torch.randn(2, GRID, GRID, 24), torch.randn(2, GRID, GRID, 24)
     expected = outputs_and_gradients(stock, x, weight)
     assert expected["attn.rel_pos_h"].abs().max() > 1e-3 and expected["attn.qkv.bias"].abs().max() > 1e-3
     found = outputs_and_gradients(fast(stock), x, weight)
     assert max(differences(found, expected).values()) < 1e-5
+
+
+@pytest.mark.filterwarnings("ignore")  # FlexAttention's own, uncompiled
+@pytest.mark.parametrize("window_size", [GLOBAL, WINDOWED])
+def test_flex_attention_adds_the_same_positions(window_size, monkeypatch):
+    """Forward only, and uncompiled: on a CPU it has no gradients."""
+    take("flexible", monkeypatch)
+    monkeypatch.setattr(attention, "_compiled_flex_attention", lambda: flex_attention)
+    stock = block(window_size)
+    x = torch.randn(2, GRID, GRID, 24)
+    with torch.no_grad():
+        torch.testing.assert_close(fast(stock)(x), stock(x), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(("device", "dtype", "in_windows"), [
+    (device, dtype, in_windows) for device in ("cuda", "cpu", "meta") for in_windows in (True, False)
+    for dtype in (torch.float32, torch.bfloat16, torch.float16)])
+def test_the_table_says_which_way_is_taken(device, dtype, in_windows, monkeypatch):
+    key = device, KINDS[not in_windows], dtype != torch.float32
+    if device != "meta":    # any device that the table does not know
+        assert key in FASTEST
+        monkeypatch.setitem(FASTEST, key, "biased")
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        qkv = torch.empty(3, 2, 4, 8, device=device, dtype=dtype)
+        assert attention.fastest(qkv, in_windows) is WAYS["folded" if device == "meta" else "biased"]
 
 
 def test_a_grid_that_is_not_square(sizes):
