@@ -194,7 +194,7 @@ def decode_one_by_one(sam: Sam, embeddings: Tensor, probes: list[Probe]) -> dict
 
 
 def make_batch(probes: list[Probe], side: int) -> Batch:
-    """The probes' images with their prompts, but for those with an earlier mask; targets are ellipses in their boxes."""
+    """The probes' images with their prompts, without an earlier mask; targets are ellipses in their boxes."""
     items = []
     for number, probe in enumerate(probes):
         size = probe.image.shape[:2]

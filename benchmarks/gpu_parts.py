@@ -19,14 +19,13 @@ WEIGHTS = Path(__file__).resolve().parents[1] / "sam_lora" / "weights" / "sam_vi
 class Step:
     """`command(seconds)` gives script and flags for a process of that many seconds.
 
-    Its figures are in the file `figures`, or in its output, to be read as that of the script `output_of`.
+    Its figures are in the file `figures`, or, where that is None, in the table that it prints.
     """
 
     name: str
     seconds: float
     command: Callable[[float], list[str]]
     figures: Path | None = None
-    output_of: str | None = None
 
 
 def steps_of(part: str, device: str, quick: bool, work: Path, out: Path) -> list[Step]:
@@ -38,7 +37,7 @@ def steps_of(part: str, device: str, quick: bool, work: Path, out: Path) -> list
 
 def written(name: str, seconds: float, quick: bool, work: Path, *command: str) -> Step:
     """A step whose script writes its figures as JSON into --output."""
-    figures = work / f"{name}.json"
+    figures = work / f"{name.replace(' ', '_')}.json"
     words = [*command, "--output", str(figures)]
     return Step(name, QUICK_SECONDS if quick else seconds, lambda _: words, figures)
 
@@ -46,7 +45,7 @@ def written(name: str, seconds: float, quick: bool, work: Path, *command: str) -
 def printed(name: str, seconds: float, quick: bool, *command: str) -> Step:
     """A step whose figures are in what its script prints."""
     words = list(command)
-    return Step(name, QUICK_SECONDS if quick else seconds, lambda _: words, output_of=Path(command[0]).stem)
+    return Step(name, QUICK_SECONDS if quick else seconds, lambda _: words)
 
 
 def parity(device: str, quick: bool, work: Path, out: Path) -> list[Step]:
@@ -57,26 +56,24 @@ def parity(device: str, quick: bool, work: Path, out: Path) -> list[Step]:
 def training_speed(device: str, quick: bool, work: Path, out: Path) -> list[Step]:
     common = ["benchmarks/bench_train.py", "--device", device, "--precision", "bf16"]
     if quick:  # without --compile: a compiler takes a minute on a CPU
-        return [printed("train 256 px", 0, quick, *common, "--model_type", "vit_mini", "--batch_size", "1", "--steps",
-                        "1", "--rounds", "1", "--reference_precision", "fp32", "bf16")]
-    common += ["--model_type", "vit_b", "--batch_size", "8", "--num_workers", "8", "--rounds", "2"]
-    return [printed("train 1024 px", 90, quick, *common, "--steps", "4", "--reference_precision", "fp32", "bf16"),
-            printed("train 512 px", 45, quick, *common, "--steps", "6", "--image_size", "512",
-                    "--reference_precision", "bf16"),
-            printed("train 1024 px compiled", 90, quick, *common, "--steps", "4", "--reference_precision", "bf16",
-                    "--compile")]
+        return [written("train 64 px", 0, quick, work, *common, "--model_type", "vit_mini", "--image_size", "64",
+                        "--batch_size", "1", "--steps", "1", "--rounds", "1", "--reference_precision", "fp32", "bf16")]
+    common += ["--model_type", "vit_b", "--batch_size", "8", "--num_workers", "8", "--rounds", "2", "--steps", "4"]
+    return [written("train 1024 px", 110, quick, work, *common, "--reference_precision", "fp32", "bf16"),
+            written("train 1024 px compiled", 80, quick, work, *common, "--reference_precision", "bf16", "--compile"),
+            written("train 512 px", 50, quick, work, *common, "--reference_precision", "bf16", "--image_size", "512")]
 
 
 def attention(device: str, quick: bool, work: Path, out: Path) -> list[Step]:
-    return [written("attention", 60, quick, work, "benchmarks/bench_attention.py", "--device", device,
-                    *(["--quick"] if quick else []))]
+    return [written("attention", 65, quick, work, "benchmarks/bench_attention.py", "--device", device, "--seconds",
+                    "45", *(["--quick"] if quick else []))]
 
 
 def memory(device: str, quick: bool, work: Path, out: Path) -> list[Step]:
     common = ["benchmarks/bench_memory.py", "--device", device]
     if quick:
         return [printed("memory vit_mini", 0, quick, *common, "--model_type", "vit_mini", "--batch_size", "2",
-                        "--only", "--grad_checkpoint")]
+                        "--only", "none")]
     by_flags = "; ".join(("none", "--grad_checkpoint", "--lora_blocks 4", "--lora_blocks 0", "--precision fp32"))
     return [printed("memory vit_h", 60, quick, *common, "--model_type", "vit_h", "--batch_size", "4", "--only",
                     "none; --grad_checkpoint"),

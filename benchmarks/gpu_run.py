@@ -11,10 +11,10 @@ Parts, the most important first; each consists of steps, every one a process wit
     c  attention alone, by each candidate                              f  inference; the exported file's parity
     g  the small SAM, trained further for as long as time is left
 
-A step that fails or takes too long is noted, and the next one starts; one that no longer fits into --minutes is skipped.
-Writes summary.md (tables), results.json (all figures) and log.txt (all output) into the folder that $OUT names, anew
-after each step, so that a run that is killed keeps what it did; part g adds its sam_vit_mini.pth. Packages that are
-missing are taken from wheels/ (fetch_wheels.sh). Ends with exit code 1 if a step failed.
+A step that fails or takes too long is noted, and the next one starts; one that no longer fits into --minutes is
+skipped. Writes summary.md (tables), results.json (all figures) and log.txt (all output) into the folder that $OUT
+names, anew after each step, so that a run that is killed keeps what it did; part g adds its sam_vit_mini.pth. Packages
+that are missing are taken from wheels/ (fetch_wheels.sh). Ends with exit code 1 if a step failed.
 """
 
 import argparse

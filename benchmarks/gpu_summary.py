@@ -9,29 +9,16 @@ from typing import Any
 
 from gpu_parts import Step
 
-SIDE_LINE = re.compile(r"^(?P<side>\w+) +(?P<precision>fp32|bf16): +(?P<images_per_s>[\d,.]+) images/s, peak "
-                       r"(?P<peak_mb>[\d,]+) MB, (?P<gflops>[\d,]+) GFLOP/s \((?P<percent>\d+)% of (?P<peak_gflops>[\d,]+)"
-                       r".*\n +ms a step: (?P<parts>.*)$", re.MULTILINE)
-EXPORT_LINE = re.compile(r"^(merged .*?) {2,}([\d.e+-]+|inf|nan) +([\d,]+) of ([\d,]+)$", re.MULTILINE)
-NUMBERS = ("images_per_s", "peak_mb", "gflops", "percent", "peak_gflops")
-
-
 # ---- figures of a step --------------------------------------------------------------------------------------
 
 def read_figures(step: Step, output: str) -> list[dict[str, Any]] | dict[str, Any]:
     """What a step measured, even one that did not come to its end; empty if there is nothing."""
     if step.figures is None:
-        return {"bench_train": sides, "bench_memory": memory_rows}[step.output_of](output)
+        return memory_rows(output)
     if not step.figures.is_file():
         return {}
     text = step.figures.read_text(encoding="utf-8")
     return list(csv.DictReader(text.splitlines())) if step.figures.suffix == ".csv" else json.loads(text)
-
-
-def sides(output: str) -> list[dict[str, Any]]:
-    """The sides that bench_train.py printed."""
-    return [match.groupdict() | {name: float(match[name].replace(",", "")) for name in NUMBERS}
-            for match in SIDE_LINE.finditer(output)]
 
 
 def memory_rows(output: str) -> list[dict[str, Any]]:
@@ -52,30 +39,22 @@ class Goal:
     shown: str
 
 
-def side_of(figures: Mapping[str, Any], step: str, side: str, precision: str) -> dict[str, Any]:
-    for row in figures[step]:
-        if (row["side"], row["precision"]) == (side, precision):
-            return row
-    raise KeyError(side)
-
-
-def ratio(figures: Mapping[str, Any], precision: str, name: str) -> float:
-    """Of our side's figure to that of the reference, ViT-B at 1024 px."""
-    ours, reference = (side_of(figures, "train 1024 px", *side) for side in (("ours", "bf16"), ("reference", precision)))
-    return ours[name] / reference[name]
+def against(figures: Mapping[str, Any], precision: str) -> dict[str, float]:
+    """Stock over ours, ViT-B at 1024 px: `speedup` and `memory`."""
+    return figures["train 1024 px"]["ratios"][f"reference {precision}"]
 
 
 GOALS = (
     Goal("parity: quantities out of bounds", lambda f: sum(not row["ok"] for row in f["parity"]["rows"]),
          lambda value: value == 0, "{:.0f}"),
     Goal("ViT-B 1024 px, batch 8: at least 4x stock float32's images/s",
-         lambda f: ratio(f, "fp32", "images_per_s"), lambda value: value >= 4, "{:.2f}x"),
-    Goal("at least 2x stock bf16's images/s", lambda f: ratio(f, "bf16", "images_per_s"), lambda value: value >= 2,
+         lambda f: against(f, "fp32")["speedup"], lambda value: value >= 4, "{:.2f}x"),
+    Goal("at least 2x stock bf16's images/s", lambda f: against(f, "bf16")["speedup"], lambda value: value >= 2,
          "{:.2f}x"),
-    Goal("at most a quarter of stock bf16's memory", lambda f: ratio(f, "bf16", "peak_mb"),
+    Goal("at most a quarter of stock bf16's memory", lambda f: 1 / against(f, "bf16")["memory"],
          lambda value: value <= 0.25, "{:.2f}"),
     Goal("at least 40 % of the card's matrix rate",
-         lambda f: side_of(f, "train 1024 px", "ours", "bf16")["percent"], lambda value: value >= 40, "{:.0f} %"),
+         lambda f: f["train 1024 px"]["sides"]["ours"]["share_of_matrix_rate"] * 100, lambda value: value >= 40, "{:.0f} %"),
     Goal("ViT-H, batch 4: under 40 GB",
          lambda f: next(row["peak_gb"] for row in f["memory vit_h"] if row["flags"] == "none"),
          lambda value: value < 40, "{:.1f} GB"),
@@ -147,18 +126,29 @@ def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> list[str]:
 
 
 def parity_table(figures: Mapping[str, Any]) -> list[str]:
-    """The largest differences first within each model; see gpu_parity.py."""
+    """One row for each quantity of gpu_parity.py."""
     rows = [(row["case"], row["quantity"], f"{row['fp32']:.1e}", f"{row['fp32_allowed']:.0e}", f"{row['bf16']:.1e}",
              f"{row['stock_bf16']:.1e}", f"{row['bf16'] / row['stock_bf16']:.2f}" if row["stock_bf16"] else "-",
              "yes" if row["ok"] else "**no**") for row in figures["rows"]]
-    return table(("model, px", "quantity", "ours float32", "allowed", "ours bf16", "stock bf16", "ours/stock", "ok"), rows)
+    return table(("model, px", "quantity", "ours float32", "allowed", "ours bf16", "stock bf16", "ours/stock", "ok"),
+                 rows)
 
 
-def speed_table(figures: Sequence[Mapping[str, Any]]) -> list[str]:
-    rows = [(f"{row['side']} {row['precision']}", f"{row['images_per_s']:.2f}", f"{row['peak_mb'] / 1e3:.1f} GB",
-             f"{row['gflops'] / 1e3:,.1f}", f"{row['percent']:.0f} % of {row['peak_gflops'] / 1e3:,.0f}", row["parts"])
-            for row in figures]
-    return table(("side", "images/s", "peak memory", "TFLOP/s", "of the matrix rate", "ms a step"), rows)
+def speed_table(figures: Mapping[str, Any]) -> list[str]:
+    rates, rows = figures["matrix_rates"], []
+    for key, side in figures["sides"].items():
+        ratio = figures["ratios"].get(key)
+        name = key if side["precision"] in key else f"{key} {side['precision']}"
+        if side["problem"]:
+            rows.append((name, side["problem"], *[""] * 5))
+            continue
+        rows.append((name, f"{side['images_per_s']:.2f}", f"{ratio['speedup']:.2f}x" if ratio else "",
+                     f"{side['peak_bytes'] / 1e9:.1f} GB", f"{ratio['memory']:.2f}x" if ratio else "",
+                     f"{side['flops_per_s'] / 1e12:.1f} of {rates[side['precision']] / 1e12:.0f} "
+                     f"({side['share_of_matrix_rate']:.0%})",
+                     ", ".join(f"{part} {seconds * 1e3:.1f}" for part, seconds in side["parts"].items())))
+    return table(("side", "images/s", "ours is faster by", "peak memory", "ours takes less by",
+                  "TFLOP/s of a large product's", "ms a step, waiting after each part"), rows)
 
 
 def memory_table(figures: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -176,7 +166,8 @@ def train_table(figures: Mapping[str, Any]) -> list[str]:
 def inference_table(figures: Mapping[str, Any]) -> list[str]:
     rows = [(row["title"], row["rows"], *(number(row[name]) for name in ("ours_rows_per_s", "loop_rows_per_s")),
              f"{row['ratio']:.2f}x", f"{row['pixels_agree']:.2%}") for row in figures["comparisons"]]
-    lines = table(("comparison", "rows", "ours, rows/s", "SamPredictor loop, rows/s", "ratio", "pixels that agree"), rows)
+    lines = table(("comparison", "rows", "ours, rows/s", "SamPredictor loop, rows/s", "ratio", "pixels that agree"),
+                  rows)
     if parity := figures.get("precision_parity"):
         lines += ["", "vit_mini, both precisions: " + ", ".join(f"{name} {number(value)}"
                                                                 for name, value in parity.items())]

@@ -23,13 +23,13 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import numpy as np  # noqa: E402
-import pandas as pd  # noqa: E402
-from drawn_photos import run_train, write_table, write_weights  # noqa: E402
+import numpy as np
+import pandas as pd
+from drawn_photos import run_train, write_table, write_weights
 
-from sam_lora import cli, contracts  # noqa: E402
-from sam_lora.errors import UserError  # noqa: E402
-from sam_lora.files import atomic_path  # noqa: E402
+from sam_lora import cli, contracts
+from sam_lora.errors import UserError
+from sam_lora.files import atomic_path
 
 ROOT = Path(__file__).resolve().parents[1]
 LARGEST_LOSS_DIFFERENCE = 0.01   # relative, of the resumed run's second epoch
