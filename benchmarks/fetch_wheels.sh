@@ -14,9 +14,9 @@ for name in manylinux_2_28 manylinux_2_27 manylinux_2_17 manylinux2014 manylinux
     platforms+=(--platform "${name}_x86_64")
 done
 wanted=()
-for package in segment-anything pycocotools "$@"; do  # with the constraint that requirements.txt has for it
-    wanted+=("$(grep -iE "^${package}([=<>~! ]|\$)" "$root/requirements.txt" | cut -d'#' -f1 | tr -d ' ' || true)")
-    [ -n "${wanted[-1]}" ] || wanted[-1]="$package"
+for package in segment-anything pycocotools "$@"; do
+    line="$(grep -iE "^$package *([=<>~!]|\$)" "$root/requirements.txt" | cut -d'#' -f1 | tr -d ' ' || true)"
+    wanted+=("${line:-$package}")
 done
 mkdir -p "$root/wheels"
 "${PYTHON:-python3}" -m pip download --disable-pip-version-check --no-deps --only-binary=:all: \
