@@ -75,14 +75,14 @@ def memory(device: str, quick: bool, work: Path, out: Path) -> list[Step]:
         return [printed("memory vit_mini", 0, quick, *common, "--model_type", "vit_mini", "--batch_size", "2",
                         "--only", "none")]
     by_flags = "; ".join(("none", "--grad_checkpoint", "--lora_blocks 4", "--lora_blocks 0", "--precision fp32"))
-    return [printed("memory vit_h", 60, quick, *common, "--model_type", "vit_h", "--batch_size", "4", "--only",
+    return [printed("memory vit_h", 80, quick, *common, "--model_type", "vit_h", "--batch_size", "4", "--only",
                     "none; --grad_checkpoint"),
             printed("memory vit_b", 60, quick, *common, "--model_type", "vit_b", "--batch_size", "8", "--only",
                     by_flags)]
 
 
 def training(device: str, quick: bool, work: Path, out: Path) -> list[Step]:
-    return [written("train.py", 90, quick, work, "benchmarks/gpu_train.py", "--device", device,
+    return [written("train.py", 110, quick, work, "benchmarks/gpu_train.py", "--device", device,
                     *(["--quick"] if quick else []))]
 
 
@@ -90,7 +90,7 @@ def inference(device: str, quick: bool, work: Path, out: Path) -> list[Step]:
     size = ["--model_type", "vit_mini", "--rows", "3", "--rounds", "1"] if quick else \
         ["--model_type", "vit_b", "--rows", "48", "--rounds", "2"]
     export = ["--model_type", "vit_mini" if quick else "vit_b", "--images", "1" if quick else "4"]
-    return [written("inference", 60, quick, work, "benchmarks/bench_inference.py", "--device", device, *size),
+    return [written("inference", 75, quick, work, "benchmarks/bench_inference.py", "--device", device, *size),
             written("export", 40, quick, work, "benchmarks/parity_export.py", "--device", device, "--formats", "pth",
                     *export)]
 

@@ -70,6 +70,7 @@ def get_args_parser() -> argparse.ArgumentParser:
 
 def main(args: argparse.Namespace) -> None:
     started = time.monotonic()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that what runs is ended with it
     out = Path(os.environ.get("OUT") or "gpu_run").resolve()
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="g-", ignore_cleanup_errors=True) as name:  # short: sockets lie in it
@@ -170,7 +171,7 @@ def run_step(step: Step, left: float, env: Mapping[str, str], work: Path, log: P
 def process_group(command: list[str], env: Mapping[str, str], cwd: Path, output) -> Iterator[subprocess.Popen]:
     """A process; it and all that it started have ended when the block is left."""
     process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, env=env,
-                               cwd=cwd, start_new_session=True)
+                               cwd=cwd, process_group=0)
     try:
         yield process
     finally:

@@ -59,7 +59,7 @@ GOALS = (
     Goal("ViT-H, batch 4: under 40 GB",
          lambda f: next(row["peak_gb"] for row in f["memory vit_h"] if row["flags"] == "none"),
          lambda value: value < 40, "{:.1f} GB"),
-    Goal("train.py, ViT-B 1024 px: waiting for data under 3 %", lambda f: f["train.py"]["vit_b"]["data_wait"] * 100,
+    Goal("train.py, ViT-B 1024 px: waiting for data under 3 %", lambda f: f["train.py"]["large"]["data_wait"] * 100,
          lambda value: value < 3, "{:.1f} %"),
     Goal("inference, ViT-B: at least 3x a SamPredictor loop", lambda f: f["inference"]["speedup"],
          lambda value: value >= 3, "{:.2f}x"),

@@ -38,7 +38,7 @@ def test_every_part_runs_small(tmp_path):
     assert set(steps["train 64 px"]["figures"]["ratios"]) == {"reference fp32", "reference bf16"}
     assert [row["flags"] for row in steps["memory vit_mini"]["figures"]] == ["none"]
     trained = steps["train.py"]["figures"]
-    assert trained["demo"]["test_rows"] > 0 and trained["vit_b"]["weights_difference_resumed"] == 0
+    assert trained["demo"]["test_rows"] > 0 and trained["large"]["weights_difference_resumed"] == 0
     assert steps["inference"]["figures"]["speedup"] > 0
     assert steps["export"]["figures"][0]["mask pixels that differ"] == 0
     assert {"step", "iou_3"} <= set(steps["pretraining"]["figures"][0])
