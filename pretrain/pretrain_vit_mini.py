@@ -39,6 +39,10 @@ def get_args_parser() -> argparse.ArgumentParser:
     run.add_argument("--threads", type=int, default=2, help="of PyTorch")
     cli.add_num_workers(run, 1)
     cli.add_device(run)
+    run.add_argument("--precision", choices=("fp32", "bf16"), help="of the model's passes; default: bf16 on a GPU")
+    run.add_argument("--replay", type=cli.non_negative_int, metavar="N",
+                     help="images kept on the device, for steps to draw from while workers paint new ones; 0: each is "
+                          "used once; default: 30000 on a GPU, 0 elsewhere")
     run.add_argument("--evaluate_every", type=float, default=5, help="minutes between evaluations")
     run.add_argument("--num_judged", type=cli.positive_int, default=128, help="held-out crops in an evaluation")
     start = run.add_mutually_exclusive_group()
@@ -51,6 +55,14 @@ def get_args_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def settle(args: argparse.Namespace, on_gpu: bool) -> None:
+    """Set the flags whose default depends on the device."""
+    if args.precision is None:
+        args.precision = "bf16" if on_gpu else "fp32"
+    if args.replay is None:
+        args.replay = 30_000 if on_gpu else 0
+
+
 def main(args: argparse.Namespace) -> None:
     import torch
     from held_out import Judge
@@ -59,9 +71,11 @@ def main(args: argparse.Namespace) -> None:
 
     from sam_lora.model.precision import select_device
     stages = make_stages(args.sides, args.minutes, args.images, args.masks, args.learning_rates)
+    device = select_device(args.device)
+    settle(args, device.type == "cuda")
+    torch.set_float32_matmul_precision("high")  # on a GPU the optimiser's products need no more
     settings = Settings(**{field.name: getattr(args, field.name) for field in fields(Settings)})
     torch.set_num_threads(args.threads)
-    device = select_device(args.device)
     folder = Path(args.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(args.seed)

@@ -62,3 +62,9 @@ def test_training_goes_on_from_given_weights(tmp_path):
     run(tmp_path / "more", "--init", str(tmp_path / "sam.pth"))
     progress = torch.load(tmp_path / "more" / "state.pt", weights_only=True)["state"]
     assert progress["step"] > 1500  # where the loss is sharp from the start
+
+
+def test_steps_can_draw_from_a_store_of_samples(tmp_path):
+    run(tmp_path, "--replay", "40", "--num_workers", "1", "--precision", "bf16")
+    assert {path.name for path in tmp_path.iterdir()} == {"state.pt", "curve.csv", "sam.pth"}
+    assert all(value.isfinite().all() for value in read_state_dict(tmp_path / "sam.pth").values())
