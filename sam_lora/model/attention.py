@@ -14,7 +14,7 @@ from torch import Tensor
 
 from sam_lora.model.attention_cpu import chunked_attention, has_bf16_products, narrow_attention
 from sam_lora.model.meta import Attention, Block, DecoderAttention, Sam, get_rel_pos
-from sam_lora.model.relative_positions import fold
+from sam_lora.model.relative_positions import by_pair, fold
 
 WIDTH_MULTIPLE = 8  # the GPU's kernels want a head's width to be a multiple of it
 
@@ -63,7 +63,7 @@ def attend(attn: Attention, x: Tensor, window_size: int) -> Tensor:
         qkv = padded
     qkv = qkv.view(batch, down, rows, across, columns, 3, attn.num_heads, -1)
     qkv = qkv.permute(5, 0, 1, 3, 6, 2, 4, 7).reshape(3, -1, rows * columns, channels // attn.num_heads)
-    tables = [get_rel_pos(side, side, table).to(qkv.dtype)
+    tables = [(by_pair(table, side) if len(table) == 2 * side - 1 else get_rel_pos(side, side, table)).to(qkv.dtype)
               for side, table in ((rows, attn.rel_pos_h), (columns, attn.rel_pos_w))]
     compute = folded_attention
     if x.device.type == "cpu":

@@ -12,6 +12,15 @@ import torch
 from torch import Tensor
 
 
+def by_pair(table: Tensor, side: int) -> Tensor:
+    """A table (2 * side - 1, d) by distance -> (side, side, d), indexed by the place of the query and of the key.
+
+    What segment_anything's `get_rel_pos` returns where the table fits, without indices that the host has to copy to
+    the GPU, which it would wait for.
+    """
+    return table.flip(0).unfold(0, side, 1).flip(0).transpose(1, 2)
+
+
 def relative_logits(q: Tensor, table_h: Tensor, table_w: Tensor) -> tuple[Tensor, Tensor]:
     """What positions add to the logits of queries (N, h*w, d): rel_h (N, h*w, h) and rel_w (N, h*w, w)."""
     grid = q.unflatten(1, (len(table_h), len(table_w)))

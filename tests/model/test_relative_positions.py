@@ -1,8 +1,10 @@
 """Decomposed relative positions: added to the logits, and folded into the inner product."""
 
+import pytest
 import torch
 
-from sam_lora.model.relative_positions import fold, relative_logits
+from sam_lora.model.meta import get_rel_pos
+from sam_lora.model.relative_positions import by_pair, fold, relative_logits
 
 
 def test_relative_logits_are_products_with_the_tables_rows():
@@ -26,3 +28,9 @@ def test_folded_queries_and_keys_multiply_to_the_logits():
     rel_h, rel_w = relative_logits(q, table_h, table_w)
     positions = (rel_h[..., None] + rel_w[..., None, :]).flatten(2)
     torch.testing.assert_close(folded @ keys.transpose(1, 2), scale * q @ k.transpose(1, 2) + positions)
+
+
+@pytest.mark.parametrize("side", [1, 3, 16])
+def test_a_table_by_pair_is_segment_anything_s(side):
+    table = torch.randn(2 * side - 1, 5)
+    assert torch.equal(by_pair(table, side), get_rel_pos(side, side, table))

@@ -65,6 +65,6 @@ def test_training_goes_on_from_given_weights(tmp_path):
 
 
 def test_steps_can_draw_from_a_store_of_samples(tmp_path):
-    run(tmp_path, "--replay", "40", "--num_workers", "1", "--precision", "bf16")
+    run(tmp_path, "--replay", "40")
     assert {path.name for path in tmp_path.iterdir()} == {"state.pt", "curve.csv", "sam.pth"}
     assert all(value.isfinite().all() for value in read_state_dict(tmp_path / "sam.pth").values())
