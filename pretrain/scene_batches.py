@@ -7,12 +7,11 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
-from scene_samples import Sample, samples
+from scene_samples import TRAINING, Sample, samples
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 SHARED_MEMORY = Path("/dev/shm")
-SIMPLE_SHARE = 0.12  # of the training scenes; the held-out ones include no simple scene
 
 
 class Batches(IterableDataset):
@@ -32,7 +31,7 @@ class Batches(IterableDataset):
         torch.set_num_threads(1)
         info = get_worker_info()
         seed = self.seed + (info.id if info else 0)
-        stream = samples(seed, self.side, self.masks, self.whole_share, simple_share=SIMPLE_SHARE)
+        stream = samples(seed, self.side, self.masks, self.whole_share, mix=TRAINING)
         while True:
             batch = collate([next(stream) for _ in range(self.images)])
             yield {name: tensor.numpy() for name, tensor in batch.items()} if self.through_pipes else batch
