@@ -76,7 +76,7 @@ def main(args: argparse.Namespace) -> None:
     stages = make_stages(args.sides, args.minutes, args.images, args.masks, args.learning_rates)
     device = select_device(args.device)
     settle(args, device.type == "cuda")
-    torch.set_float32_matmul_precision("high")  # on a GPU the optimiser's products need no more
+    torch.backends.cuda.matmul.allow_tf32 = True  # more than the optimiser's products need
     settings = Settings(**{field.name: getattr(args, field.name) for field in fields(Settings)})
     torch.set_num_threads(args.threads)
     folder = Path(args.output_dir)
