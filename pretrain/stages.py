@@ -24,7 +24,7 @@ from sam_lora.model.sam import build_sam, resize_position_embeddings
 
 LOG_FILE = "log.csv"
 PREFETCHED = 6  # batches that a worker makes ahead
-CHUNK, CHUNKS_AHEAD = 32, 2  # images that a worker sends at a time to a store of samples, and chunks it makes ahead
+CHUNK, CHUNKS_AHEAD = 64, 2  # images that a worker sends at a time to a store of samples, and chunks it makes ahead
 FIRST_DRAW = 8  # a store has to hold this many batches before the first is drawn
 
 
@@ -164,8 +164,9 @@ class Source:
 
     def __init__(self, stage: Stage, step: int, settings: Settings, trainer: Trainer) -> None:
         self.replay = self.feeder = None
-        scenes = Batches(settings.seed * 1000 + step * 7 + stage.number, stage.side, CHUNK if settings.replay
-                         else stage.images, stage.masks, stage.whole_share)
+        images = min(CHUNK, max(1, settings.replay // 4)) if settings.replay else stage.images
+        scenes = Batches(settings.seed * 1000 + step * 7 + stage.number, stage.side, images, stage.masks,
+                         stage.whole_share)
         ahead = CHUNKS_AHEAD if settings.replay else PREFETCHED
         self.batches = iter(make_loader(scenes, settings.num_workers, ahead))
         self.device, self.count = trainer.device, stage.images
