@@ -59,11 +59,14 @@ def get_args_parser() -> argparse.ArgumentParser:
 
 
 def settle(args: argparse.Namespace, on_gpu: bool) -> None:
-    """Set the flags whose default depends on the device."""
+    """Set the flags whose default depends on the device. UserError for a store that no worker would fill."""
+    from sam_lora.errors import UserError
     if args.precision is None:
         args.precision = "bf16" if on_gpu else "fp32"
     if args.replay is None:
-        args.replay = 30_000 if on_gpu else 0
+        args.replay = 30_000 if on_gpu and args.num_workers else 0
+    if args.replay and not args.num_workers:  # painting in a thread would take Python's lock from every step
+        raise UserError(f"--replay {args.replay} --num_workers 0: expected at least one worker to fill the store")
 
 
 def main(args: argparse.Namespace) -> None:

@@ -227,7 +227,7 @@ def fine_cracks(painter: Painter) -> None:
         ground = painter.canvas[placed[1], placed[2]].mean(axis=(0, 1))
         dark = np.clip(ground * rng.uniform(0.35, 0.88), 3, 252)
         soft = rng.choice((0, 0.6, 1.2))
-        if rng.random() < 0.6:
+        if rng.random() < 0.85:
             painter.paint(mask, x, y, Look(dark, rough=rng.uniform(2, 15), shaded=0, soft=soft))
             continue
         broad = cv2.dilate(mask, np.ones((3, 3), np.uint8), iterations=int(rng.integers(1, 3)))  # as people mark cracks
