@@ -4,7 +4,8 @@ Reads   the weights; the training tables ({split}_reformatted.csv) that --tables
 Writes  OUTPUT (JSON), and prints it
 
     python pretrain/evaluate.py --num_crops 1000 --num_scenes 1000 --output pretrain/evaluation.json
-    python pretrain/evaluate.py --num_crops 0 --num_scenes 0 --tables brain=brain/test_reformatted.csv …
+    python pretrain/evaluate.py --num_crops 0 --num_scenes 0 --num_clicked 0 --num_simple 0 \\
+        --tables brain=brain/test_reformatted.csv …
 """
 
 import argparse
@@ -16,6 +17,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from sam_lora import cli
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from torch import Tensor
 
     from sam_lora.model.meta import Sam
@@ -24,6 +27,7 @@ MODEL_TYPE = "vit_mini"
 SEEDS = {"crops": 2_000_000, "scenes": 3_000_000, "simple": 4_000_000}  # those of training are below 1_000_000
 BATCH = 16
 PROMPTS = (1, 3, 5, 0)  # numbers of points; 0 is a box
+CLICKS = 10  # of the curve of correcting clicks
 
 
 def get_args_parser() -> argparse.ArgumentParser:
@@ -32,6 +36,8 @@ def get_args_parser() -> argparse.ArgumentParser:
     data.add_argument("--num_crops", type=cli.non_negative_int, default=1000, metavar="N", help="procedural crops")
     data.add_argument("--num_scenes", type=cli.non_negative_int, default=1000, metavar="N",
                       help="procedural whole scenes with one region prompted in each")
+    data.add_argument("--num_clicked", type=cli.non_negative_int, default=300, metavar="N",
+                      help=f"of the procedural crops: for the curve of 1 to {CLICKS} correcting clicks")
     data.add_argument("--num_simple", type=cli.non_negative_int, default=40, metavar="N",
                       help="simple scenes for SamAutomaticMaskGenerator")
     data.add_argument("--tables", nargs="*", default=[], metavar="NAME=CSV", help="training tables of real photos")
@@ -64,6 +70,9 @@ def main(args: argparse.Namespace) -> None:
         if count:
             report[name] = measure_procedural(sam, name, count)
             print(name, json.dumps(report[name]), flush=True)
+    if args.num_clicked:
+        report["clicks"] = measure_clicks(sam, args.num_clicked)
+        print("clicks", json.dumps(report["clicks"]), flush=True)
     if args.num_simple:
         report["automatic"] = measure_automatic(sam, args.num_simple)
         print("automatic", json.dumps(report["automatic"]), flush=True)
@@ -80,21 +89,65 @@ def measure_procedural(sam: "Sam", kind: str, count: int) -> dict[str, float]:
 
     Masks are compared on the half-size grid of the model frame, as in training.
     """
-    import cv2
     import numpy as np
-    from scene_batches import collate
-    from scene_samples import samples
-    cv2.setNumThreads(1)
-    stream = samples(SEEDS[kind], sam.image_encoder.img_size, 1, float(kind == "scenes"), crops_a_scene=1)
     scores: dict[str, list[float]] = {}
-    for start in range(0, count, BATCH):
-        batch = collate([next(stream) for _ in range(min(BATCH, count - start))])
-        batch = {name: tensor.to(sam.pixel_mean.device) for name, tensor in batch.items()}
+    for batch in procedural_batches(sam, kind, count):
         for name, values in score_prompts(sam, batch).items():
             scores.setdefault(name, []).extend(values)
     correlation = spearman(scores.pop("predicted"), scores.pop("true"))
     return {"n": count, **{name: round(float(np.mean(values)), 4) for name, values in scores.items()},
             "spearman_predicted_iou": round(correlation, 4)}
+
+
+def procedural_batches(sam: "Sam", kind: str, count: int) -> "Iterator[dict[str, Tensor]]":
+    """`count` held-out crops or scenes with one region each, in batches on the model's device; always the same."""
+    import cv2
+    from scene_batches import collate
+    from scene_samples import samples
+    cv2.setNumThreads(1)
+    stream = samples(SEEDS[kind], sam.image_encoder.img_size, 1, float(kind == "scenes"), crops_a_scene=1)
+    for start in range(0, count, BATCH):
+        batch = collate([next(stream) for _ in range(min(BATCH, count - start))])
+        yield {name: tensor.to(sam.pixel_mean.device) for name, tensor in batch.items()}
+
+
+def measure_clicks(sam: "Sam", count: int) -> dict[str, float]:
+    """Mean IoU of the single mask on procedural crops after 1, 2, ... clicks, each in the middle of the largest error.
+
+    Every click but the first comes with the mask before it as a prompt.
+    """
+    import numpy as np
+    curves = [iou for batch in procedural_batches(sam, "crops", count) for iou in clicked_iou(sam, batch)]
+    return {"n": count, **{f"clicks_{number}": round(float(iou), 4)
+                           for number, iou in enumerate(np.mean(curves, axis=0), start=1)}}
+
+
+def clicked_iou(sam: "Sam", batch: dict[str, "Tensor"]) -> list[list[float]]:
+    """For each mask of a batch, one per image, the IoU after each of the clicks."""
+    import numpy as np
+    import torch
+
+    from sam_lora.data.clicks import corrective_click
+    from sam_lora.model.encode import preprocess
+    from sam_lora.model.prompts import Prompts, decode, upscale_to_frame
+    from sam_lora.results import metrics
+    masks = batch["masks"].bool().cpu().numpy()
+    predicted, clicks = np.zeros_like(masks), [[] for _ in masks]
+    curves: list[list[float]] = [[] for _ in masks]
+    device, low_res = sam.pixel_mean.device, None
+    with torch.inference_mode():
+        embeddings = sam.image_encoder(preprocess(batch["images"], batch["input_sizes"], sam))
+        for _ in range(CLICKS):
+            for row, (mask, truth) in enumerate(zip(predicted, masks)):
+                clicked = [(x, y) for x, y, _ in clicks[row]]
+                (x, y), label = corrective_click(mask, truth, clicked) or (clicked[0], 1)  # all right: nothing new
+                clicks[row].append((x, y, label))
+            drawn = torch.tensor(clicks, dtype=torch.float32, device=device)                    # (N, clicks, 3)
+            low_res, _ = decode(sam, embeddings, Prompts(drawn[..., :2] * 2 + 1, drawn[..., 2]), low_res)
+            predicted = (upscale_to_frame(low_res, masks.shape[-1]) > 0)[:, 0].cpu().numpy()
+            for row, (mask, truth) in enumerate(zip(predicted, masks)):
+                curves[row].append(metrics.iou(mask, truth))
+    return curves
 
 
 def score_prompts(sam: "Sam", batch: dict[str, "Tensor"]) -> dict[str, list[float]]:

@@ -8,7 +8,7 @@ from pathlib import Path
 import cv2
 import torch
 from objective import mask_losses
-from run_state import STATE_FILE, State
+from run_state import State
 from scene_batches import collate
 from scene_samples import Sample, samples
 
@@ -22,7 +22,7 @@ from sam_lora.sam_types import SAM_TYPES
 MODEL_TYPE = "vit_mini"
 CURVE_FILE = "curve.csv"
 HELD_OUT_SEED = 1_000_000
-BATCH = 8
+BATCH = 32
 
 
 def held_out_samples(side: int, count: int) -> list[Sample]:
@@ -53,8 +53,8 @@ def held_out_iou(sam: Sam, crops: Sequence[Sample]) -> dict[str, float]:
 class Judge:
     """Scores averaged weights at full size, writes the best ones to `output`, and logs to `folder`."""
 
-    def __init__(self, folder: Path, output: Path, num_crops: int, device: torch.device) -> None:
-        self.folder, self.output, self.device = folder, output, device
+    def __init__(self, folder: Path, output: Path, state_path: Path, num_crops: int, device: torch.device) -> None:
+        self.folder, self.output, self.state_path, self.device = folder, output, state_path, device
         self.sam = build_sam(MODEL_TYPE).to(device)
         self.crops = held_out_samples(SAM_TYPES[MODEL_TYPE].image_size, num_crops)
 
@@ -82,4 +82,4 @@ class Judge:
             with atomic_path(self.output) as temporary:
                 torch.save({name: value.half() if value.is_floating_point() else value
                             for name, value in weights.items()}, temporary)
-        state.save(self.folder / STATE_FILE)
+        state.save(self.state_path)

@@ -33,23 +33,25 @@ class Muon(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self) -> None:
         for group in self.param_groups:
-            by_shape: dict[torch.Size, list[Tensor]] = {}
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    by_shape.setdefault(parameter.shape, []).append(parameter)
-            for shape, parameters in by_shape.items():
-                directions = []
-                for parameter in parameters:
-                    state = self.state[parameter]
-                    if not state:
-                        state["momentum"] = torch.zeros_like(parameter)
-                    state["momentum"].lerp_(parameter.grad, 1 - group["momentum"])
-                    directions.append(parameter.grad.lerp(state["momentum"], group["momentum"]))
-                updates = orthogonalise(torch.stack(directions))
+            parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
+            if not parameters:
+                continue
+            gradients = [parameter.grad for parameter in parameters]
+            for parameter in parameters:
+                if not self.state[parameter]:
+                    self.state[parameter]["momentum"] = torch.zeros_like(parameter)
+            momenta = [self.state[parameter]["momentum"] for parameter in parameters]
+            torch._foreach_lerp_(momenta, gradients, 1 - group["momentum"])
+            directions = torch._foreach_lerp(gradients, momenta, group["momentum"])
+            torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
+            by_shape: dict[torch.Size, list[int]] = {}
+            for index, parameter in enumerate(parameters):
+                by_shape.setdefault(parameter.shape, []).append(index)
+            for shape, members in by_shape.items():
+                updates = orthogonalise(torch.stack([directions[index] for index in members]))
                 size = 0.2 * max(shape) ** 0.5
-                for parameter, update in zip(parameters, updates):
-                    parameter.mul_(1 - group["lr"] * group["weight_decay"])
-                    parameter.add_(update, alpha=-group["lr"] * size)
+                torch._foreach_add_([parameters[index] for index in members], list(updates),
+                                    alpha=-group["lr"] * size)
 
 
 def make_optimisers(sam: Sam, weight_decay: float) -> list[torch.optim.Optimizer]:

@@ -1,18 +1,19 @@
-"""What a training step minimises: prompts drawn for a batch, mask losses, and a round of correcting clicks."""
+"""What a training step minimises: mask losses for prompts of several kinds, each corrected by further clicks."""
+
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from prompting import KINDS, Kind, corrected, draw_prompts
 from torch import Tensor
 
 from sam_lora.model.encode import preprocess
 from sam_lora.model.meta import Sam
-from sam_lora.model.prompts import Prompts, decode_all, upscale_to_frame
+from sam_lora.model.prompts import decode_all, upscale_to_frame
 
-# (points, with a box, share of the batches); a point alone trains the three ambiguity masks as well
-PROMPT_KINDS = ((1, False, 0.30), (2, False, 0.10), (3, False, 0.24), (4, False, 0.05), (5, False, 0.09),
-                (0, True, 0.14), (1, True, 0.04), (2, True, 0.04))
-CORRECTION_SHARE = 0.35  # of the steps have a second round on half of their rows
+CORRECTIONS = (0.4, 0.27, 0.2, 0.13)  # share of the prompts with no, one, two, three correcting clicks
+CORRECTION_WEIGHT = 0.5               # of the loss after a correcting click
 SHARP_STEP = 1500        # from this step on the loss is mostly focal + Dice; it begins as balanced BCE + Dice
 SHARPENING_STEPS = 1000  # that the transition takes
 
@@ -22,45 +23,14 @@ def sharpness_at(step: int) -> float:
     return min(1.0, max(0.0, (step + SHARPENING_STEPS - SHARP_STEP) / SHARPENING_STEPS))
 
 
-# ---- prompts ------------------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class Chance:
+    """The random numbers of a step: those that the host acts on, and those that stay on the model's device."""
 
-def draw_prompts(rng: np.random.Generator, batch: dict[str, Tensor]) -> tuple[Prompts, Tensor]:
-    """Prompts for each row, of one kind for even and of another for odd rows; and which rows have a point alone."""
-    count = len(batch["boxes"])
-    coords, labels = batch["positive"].clone(), torch.ones(count, 5)
-    boxes = batch["boxes"].clone()
-    shares = [share for *_, share in PROMPT_KINDS]
-    alone = torch.zeros(count, dtype=torch.bool)
-    for start in (0, 1):
-        points, boxed, _ = PROMPT_KINDS[rng.choice(len(PROMPT_KINDS), p=shares)]
-        rows = torch.arange(start, count, 2)
-        labels[rows, points:] = -1
-        if not boxed:
-            boxes[rows] = torch.nan
-        if points >= 2 or (points == 1 and boxed):
-            swap = torch.from_numpy(rng.random(len(rows)) < 0.25) & (batch["negative"][rows, 0, 0] >= 0)
-            coords[rows[swap], points - 1] = batch["negative"][rows[swap], 0]
-            labels[rows[swap], points - 1] = 0
-        alone[rows] = points == 1 and not boxed
-    return Prompts(coords, labels, boxes), alone
+    host: np.random.Generator
+    device: torch.Generator
 
 
-def correction(logits: Tensor, masks: Tensor, prompts: Prompts) -> Prompts:
-    """The same prompts with one more click, at a random pixel where the prediction is wrong."""
-    wrong = ((logits > 0) != masks.bool()).flatten(1).float() + 1e-8
-    picked = torch.multinomial(wrong, 1)[:, 0]
-    width = masks.shape[2]
-    click = torch.stack([picked % width, picked // width], dim=1)[:, None] * 2.0 + 1
-    label = masks.flatten(1).gather(1, picked[:, None]).float()
-    counts = (prompts.point_labels >= 0).sum(dim=1)
-    coords = torch.cat([prompts.point_coords, click], dim=1)
-    labels = torch.cat([prompts.point_labels, -torch.ones_like(label)], dim=1)
-    rows = torch.arange(len(counts))
-    coords[rows, counts], labels[rows, counts] = click[:, 0], label[:, 0]
-    return Prompts(coords, labels, prompts.boxes)
-
-
-# ---- loss ---------------------------------------------------------------------------------------------------
 
 def mask_losses(logits: Tensor, masks: Tensor, sharpness: float = 1.0) -> tuple[Tensor, Tensor]:
     """(N, M, h, w) logits against (N, h, w) masks: (loss (N, M), IoU (N, M) of the thresholded logits).
@@ -75,38 +45,56 @@ def mask_losses(logits: Tensor, masks: Tensor, sharpness: float = 1.0) -> tuple[
     share = truth.mean(dim=(2, 3), keepdim=True).clamp(1e-3, 1 - 1e-3)
     balanced = (cross * (truth / share + (1 - truth) / (1 - share))).mean(dim=(2, 3)) / 2
     dice = 1 - (2 * (probability * truth).sum(dim=(2, 3)) + 1) / ((probability + truth).sum(dim=(2, 3)) + 1)
-    with torch.no_grad():
-        predicted = logits > 0
-        inside = masks[:, None].bool()
-        iou = (predicted & inside).sum(dim=(2, 3)) / (predicted | inside).sum(dim=(2, 3)).clamp(min=1)
-    return dice + sharpness * 5 * focal + (1 - 0.9 * sharpness) * balanced, iou
+    return dice + sharpness * 5 * focal + (1 - 0.9 * sharpness) * balanced, mask_iou(logits, masks)
 
 
-def training_loss(sam: Sam, batch: dict[str, Tensor], rng: np.random.Generator,
-                  sharpness: float = 1.0) -> tuple[Tensor, Tensor]:
-    """(loss, IoU of each row's single mask) of one or two rounds of prompts."""
-    side, count = batch["images"].shape[-1], batch["masks"].shape[0]
-    embeddings = sam.image_encoder(preprocess(batch["images"], batch["input_sizes"], sam))
-    embeddings = embeddings.repeat_interleave(count // len(embeddings), dim=0)
-    prompts, alone = draw_prompts(rng, batch)
-    prompts, alone = prompts.to(embeddings.device), alone.to(embeddings.device)
+def mask_iou(logits: Tensor, masks: Tensor) -> Tensor:
+    """(N, M, h, w) logits and (N, h, w) masks -> (N, M), without gradient."""
+    predicted, inside = logits.detach() > 0, masks[:, None].bool()
+    return (predicted & inside).sum(dim=(2, 3)) / (predicted | inside).sum(dim=(2, 3)).clamp(min=1)
+
+
+def training_loss(sam: Sam, batch: dict[str, Tensor], chance: Chance, sharpness: float = 1.0) -> tuple[Tensor, Tensor]:
+    """(loss, IoU of each row's single mask) for a batch as `scene_batches.collate` makes it.
+
+    The two halves of the images get prompts of two kinds, because rows decode together only if they are of one kind.
+    """
+    images, count = batch["images"], len(batch["masks"])
+    embeddings = sam.image_encoder(preprocess(images, batch["input_sizes"], sam))
+    each = count // len(images)
+    middle = (len(images) + 1) // 2
+    loss, ious = 0.0, []
+    for part in (slice(0, middle), slice(middle, None)):
+        encoded = embeddings[part]
+        if len(encoded):
+            rows = slice(part.start * each, None if part.stop is None else part.stop * each)
+            of_row = encoded[:, None].expand(-1, each, -1, -1, -1).flatten(0, 1)
+            regions = {name: batch[name][rows] for name in ("masks", "positive", "negative", "boxes")}
+            part_loss, iou = prompted_loss(sam, of_row, regions, chance, sharpness)
+            loss = loss + part_loss * (len(of_row) / count)
+            ious.append(iou)
+    return loss, torch.cat(ious)
+
+
+def prompted_loss(sam: Sam, embeddings: Tensor, rows: dict[str, Tensor], chance: Chance,
+                  sharpness: float) -> tuple[Tensor, Tensor]:
+    """(mean loss, IoU of each row's single mask) of rows with prompts of one kind, and of their corrections."""
+    kind: Kind = KINDS[chance.host.choice(len(KINDS), p=[kind.share for kind in KINDS])]
+    masks, size = rows["masks"], rows["masks"].shape[-1]
+    prompts = draw_prompts(rows, kind, chance.device)
     low_res, predicted = decode_all(sam, embeddings, prompts)
-    losses, iou = mask_losses(upscale_to_frame(low_res, side // 2), batch["masks"], sharpness)
-    loss = losses[:, 0].mean() + F.mse_loss(predicted, iou)
-    if alone.any():
-        loss = loss + losses[alone, 1:].min(dim=1).values.sum() / count
-    if rng.random() < CORRECTION_SHARE:
-        rows = torch.arange(int(rng.integers(2)), count, 2, device=embeddings.device)
-        first = Prompts(prompts.point_coords[rows], prompts.point_labels[rows], prompts.boxes[rows])
-        loss = loss + 0.5 * correction_loss(sam, embeddings[rows], low_res[rows, :1].detach(), first,
-                                            batch["masks"][rows], sharpness)
-    return loss, iou[:, 0]
-
-
-def correction_loss(sam: Sam, embeddings: Tensor, before: Tensor, prompts: Prompts, masks: Tensor,
-                    sharpness: float) -> Tensor:
-    """The loss of a second round: the mask of the first, (N, 1, 4h, 4w) logits `before`, and a correcting click."""
-    better = correction(upscale_to_frame(before, masks.shape[-1])[:, 0], masks, prompts)
-    low_res, predicted = decode_all(sam, embeddings, better, before)
-    losses, iou = mask_losses(upscale_to_frame(low_res[:, :1], masks.shape[-1]), masks, sharpness)
-    return losses.mean() + F.mse_loss(predicted[:, :1], iou)
+    logits = upscale_to_frame(low_res.float(), size)
+    judged = logits if kind.is_single_click else logits[:, :1]  # the ambiguity masks learn from single clicks
+    losses, iou = mask_losses(judged, masks, sharpness)
+    single_iou = iou[:, 0]
+    loss = losses[:, 0].mean() + F.mse_loss(predicted, mask_iou(logits, masks))
+    if kind.is_single_click:
+        loss = loss + losses[:, 1:].min(dim=1).values.mean()
+    for _ in range(chance.host.choice(len(CORRECTIONS), p=CORRECTIONS)):
+        before = low_res[:, :1].detach().float()
+        prompts = corrected(logits[:, 0].detach(), masks, prompts, chance.host, chance.device)
+        low_res, predicted = decode_all(sam, embeddings, prompts, before)
+        logits = upscale_to_frame(low_res[:, :1].float(), size)
+        losses, iou = mask_losses(logits, masks, sharpness)
+        loss = loss + CORRECTION_WEIGHT * (losses.mean() + F.mse_loss(predicted[:, :1], iou))
+    return loss, single_iou

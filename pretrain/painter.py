@@ -161,8 +161,12 @@ class Painter:
         if placed is not None:
             self.blend(*placed, np.zeros((1, 1, 3)), self.rng.uniform(0.2, 0.6))
 
-    def part(self, owner: Painted, mask: np.ndarray, dx: float, dy: float, look: Look | None = None) -> None:
-        """Paint a part onto an object, offset from its centre by (dx, dy) and cut off at the object's edge."""
+    def part(self, owner: Painted, mask: np.ndarray, dx: float, dy: float, look: Look | None = None,
+             is_region: bool = True) -> None:
+        """Paint a part onto an object, offset from its centre by (dx, dy) and cut off at the object's edge.
+
+        Without `is_region` it is only painted: nobody would take it for anything but its owner.
+        """
         look = look or Look()
         x = (owner.columns.start + owner.columns.stop) / 2 + dx
         y = (owner.rows.start + owner.rows.stop) / 2 + dy
@@ -179,7 +183,8 @@ class Painter:
             base = self.contrasting(owner.base, look.step or (18, 120))
         surface = self.skin(base, self.rng.uniform(2, 25) * self.roughness, *mask.shape)
         self.blend(np.where(on_owner, softened(mask, look.soft), 0), rows, columns, surface)
-        self.labels[PART, rows, columns][inside] = self.new_id()
+        if is_region:
+            self.labels[PART, rows, columns][inside] = self.new_id()
 
     def finish(self) -> Scene:
         """The scene after uneven light, lens blur, grain, tone curve and JPEG."""

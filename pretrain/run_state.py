@@ -12,8 +12,6 @@ from sam_lora.errors import UserError
 from sam_lora.files import atomic_path
 from sam_lora.model.weights import read_state_dict
 
-STATE_FILE = "state.pt"
-
 
 @dataclass(frozen=True)
 class Progress:
@@ -46,10 +44,9 @@ class State:
                         "optimisers": self.optimisers}, temporary)
 
 
-def first_state(folder: Path, resume: bool, init: str | None) -> State:
-    """A fresh state, that of an earlier run in `folder`, or one that starts from the weights in `init`."""
+def first_state(path: Path, resume: bool, init: str | None) -> State:
+    """A fresh state, that of an earlier run in the file `path`, or one that starts from the weights in `init`."""
     if resume:
-        path = folder / STATE_FILE
         if not path.is_file():
             raise UserError(f"{path}: no such file; start without --resume")
         saved = torch.load(path, map_location="cpu", weights_only=True)

@@ -1,15 +1,17 @@
 """Scene samples as batches of tensors, made by worker processes."""
 
+import shutil
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import cv2
 import numpy as np
 import torch
-from scene_samples import Sample, samples
+from scene_samples import TRAINING, Sample, samples
 from torch import Tensor
-from torch.utils.data import IterableDataset, get_worker_info
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-SIMPLE_SHARE = 0.12  # of the training scenes; the held-out ones include no simple scene
+SHARED_MEMORY = Path("/dev/shm")
 
 
 class Batches(IterableDataset):
@@ -17,15 +19,33 @@ class Batches(IterableDataset):
 
     def __init__(self, seed: int, side: int, images: int, masks: int, whole_share: float) -> None:
         self.seed, self.side, self.images, self.masks, self.whole_share = seed, side, images, masks, whole_share
+        self.through_pipes = False  # batches of arrays, which travel through a pipe; tensors go by shared memory
 
-    def __iter__(self) -> Iterator[dict[str, Tensor]]:
+    @property
+    def size(self) -> int:
+        """Bytes of the images and masks of a batch."""
+        return self.images * self.side ** 2 * (3 + self.masks / 4)
+
+    def __iter__(self) -> Iterator[dict[str, Tensor | np.ndarray]]:
         cv2.setNumThreads(1)
         torch.set_num_threads(1)
         info = get_worker_info()
         seed = self.seed + (info.id if info else 0)
-        stream = samples(seed, self.side, self.masks, self.whole_share, simple_share=SIMPLE_SHARE)
+        stream = samples(seed, self.side, self.masks, self.whole_share, mix=TRAINING)
         while True:
-            yield collate([next(stream) for _ in range(self.images)])
+            batch = collate([next(stream) for _ in range(self.images)])
+            yield {name: tensor.numpy() for name, tensor in batch.items()} if self.through_pipes else batch
+
+
+def make_loader(batches: Batches, num_workers: int, ahead: int) -> DataLoader:
+    """Worker processes that each make up to `ahead` batches ahead.
+
+    A container's shared memory may be as small as 64 MB, and a process that fills it is killed; arrays do without.
+    """
+    needed = batches.size * num_workers * (ahead + 1)
+    if num_workers and SHARED_MEMORY.is_dir():
+        batches.through_pipes = shutil.disk_usage(SHARED_MEMORY).free < 2 * needed
+    return DataLoader(batches, batch_size=None, num_workers=num_workers, prefetch_factor=ahead if num_workers else None)
 
 
 def collate(batch: Sequence[Sample]) -> dict[str, Tensor]:

@@ -1,17 +1,33 @@
 """Training samples: crops of scenes in the model frame, with masks of some regions, and clicks and boxes for them."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import cv2
 import numpy as np
-from painter import GROUP, MIN_AREA, OBJECT, PART, Scene
-from scenes import make_scene
+from painter import GROUP, MIN_AREA, OBJECT, PART, Painter, Scene
+from scenes import THEMES, TRAINING_THEMES, make_scene
 from shapes import rotation
 from textures import TextureBank
 
+from sam_lora.data.clicks import centre_and_farthest_points, centre_and_opposite_points
+
 POSITIVE, NEGATIVE = 5, 3  # points of each region inside it and outside it
 Region = tuple[int, int]   # level of the label map, id in it
+
+
+@dataclass(frozen=True)
+class Mix:
+    """What samples are made of. The defaults make the held-out ones, which have to stay the same."""
+
+    themes: Mapping[Callable[[Painter], None], float] = field(default_factory=lambda: THEMES)
+    simple_share: float = 0.0   # of the scenes
+    computed_share: float = 0.0  # of the regions: their first three clicks are placed as the project's scripts do
+    target_rows: int = 1        # rows of a crop for the region it was made around: more prompts for what matters most
+
+
+HELD_OUT = Mix()
+TRAINING = Mix(TRAINING_THEMES, simple_share=0.12, computed_share=0.25, target_rows=2)
 
 
 @dataclass(frozen=True)
@@ -52,21 +68,21 @@ class Crop:
 
 
 def samples(seed: int, side: int, count: int, whole_share: float, crops_a_scene: int = 6,
-            bank_size: int = 96, simple_share: float = 0.0) -> Iterator[Sample]:
+            bank_size: int = 96, mix: Mix = HELD_OUT) -> Iterator[Sample]:
     """Samples without end: crops of one scene, then of the next. The texture bank is renewed along the way."""
     rng = np.random.default_rng(seed)
     bank = TextureBank(rng, bank_size)
     while True:
-        scene = make_scene(rng, bank, simple_share)
+        scene = make_scene(rng, bank, mix.simple_share, mix.themes)
         bank.refresh(rng)
         for _ in range(crops_a_scene):
-            sample = make_sample(rng, scene, side, count, whole=rng.random() < whole_share)
+            sample = make_sample(rng, scene, side, count, whole=rng.random() < whole_share, mix=mix)
             if sample is not None:
                 yield sample
 
 
 def make_sample(rng: np.random.Generator, scene: Scene, side: int, count: int, whole: bool = False,
-                target: Region | None = None) -> Sample | None:
+                target: Region | None = None, mix: Mix = HELD_OUT) -> Sample | None:
     """A crop around one region (or the whole scene) with `count` regions in it; None if no region is large enough."""
     regions = [region for region in region_sizes(scene.labels) if region[2] >= MIN_AREA]
     if not regions:
@@ -75,6 +91,8 @@ def make_sample(rng: np.random.Generator, scene: Scene, side: int, count: int, w
         target = pick_target(rng, regions)
     crop = cut_crop(rng, scene, None if whole else target, side)
     chosen = choose_regions(rng, crop.labels, target, count, whole)
+    if not whole:
+        chosen = ([target] * (mix.target_rows - 1) + chosen)[:count]
     masks = np.zeros((count, side // 2, side // 2), np.uint8)
     positive = np.zeros((count, POSITIVE, 2), np.float32)
     negative = np.zeros((count, NEGATIVE, 2), np.float32)
@@ -84,6 +102,9 @@ def make_sample(rng: np.random.Generator, scene: Scene, side: int, count: int, w
         mask = half_size_mask(crop, region)
         masks[i, :rows, :columns] = mask
         positive[i] = clicks(rng, mask, POSITIVE) * 2 + 1
+        if mix.computed_share and rng.random() < mix.computed_share:
+            place = centre_and_opposite_points if rng.random() < 0.5 else centre_and_farthest_points
+            positive[i, :3] = place(mask) * 2 + 1
         negative[i] = clicks_outside(rng, mask, NEGATIVE)
         boxes[i] = jittered_box(rng, mask, crop.size)
     return Sample(crop.image, crop.size, masks, positive, negative, boxes,

@@ -1,12 +1,30 @@
 """Scenes of occluding textured shapes ("dead leaves") with the exact mask of every visible region.
 
 Everything is drawn by code from a seeded generator; no photo is used. A theme paints one kind of scene: to add one,
-write a function of a Painter and give it a share in THEMES.
+write a function of a Painter and give it a share in TRAINING_THEMES.
 """
 
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+
+import cv2
 import numpy as np
 from painter import Look, Painted, Painter, Scene
-from shapes import OUTLINES, blob, ellipse, fill, leaf, polar, polygon, ragged, rectangle, rotation, shape, strip
+from shapes import (
+    OUTLINES,
+    blob,
+    crescent,
+    ellipse,
+    fill,
+    leaf,
+    polar,
+    polygon,
+    ragged,
+    rectangle,
+    rotation,
+    shape,
+    strip,
+)
 from textures import TextureBank, palette
 
 
@@ -158,16 +176,81 @@ def cells(painter: Painter) -> None:
             painter.part(owner, nucleus, *rng.uniform(-0.1, 0.1, 2) * owner.size, Look(inner, soft=soft))
 
 
-THEMES = {dead_leaves: 0.48, cracked_ground: 0.16, bodies: 0.13, slices: 0.1, cells: 0.13}  # share of the scenes
+def ringed_lumps(painter: Painter) -> None:
+    """A slice with lumps whose core looks unlike their rim, and mostly counts as one with it."""
+    rng = painter.rng
+    slices(painter)
+    height, width = painter.canvas.shape[:2]
+    for _ in range(rng.integers(1, 4)):
+        size = min(height, width) * np.exp(rng.uniform(np.log(0.1), np.log(0.55)))
+        rim = np.full(3, rng.uniform(110, 250))
+        owner = painter.paint(fill([blob(rng, size, rng.uniform(0.05, 0.3))]), rng.uniform(0.2, 0.8) * width,
+                              rng.uniform(0.2, 0.8) * height,
+                              Look(rim, rough=rng.uniform(4, 30), shaded=0, soft=rng.uniform(0.5, 3)))
+        if owner is None:
+            continue
+        is_region = rng.random() < 0.2
+        for _ in range(rng.integers(1, 4)):
+            core = fill([blob(rng, owner.size * rng.uniform(0.25, 0.85), rng.uniform(0.1, 0.4))])
+            dark = rim * rng.uniform(0.1, 0.8) if rng.random() < 0.85 else np.clip(rim * rng.uniform(1.2, 2), 0, 252)
+            painter.part(owner, core, *rng.uniform(-0.2, 0.2, 2) * owner.size,
+                         Look(dark, soft=rng.uniform(0.5, 2.5)), is_region)
 
 
-def make_scene(rng: np.random.Generator, bank: TextureBank, simple_share: float = 0.0) -> Scene:
+def edge_patches(painter: Painter) -> None:
+    """A few smooth bodies with patches of little contrast along their edge."""
+    rng = painter.rng
+    height, width = painter.canvas.shape[:2]
+    colour = painter.near(painter.canvas.mean(axis=(0, 1)), 20, 140)
+    for _ in range(rng.integers(2, 6)):
+        size = max(height, width) * rng.uniform(0.35, 0.8)
+        skin = np.clip(colour + rng.normal(0, 10, 1 if painter.grey else 3), 5, 250)
+        owner = painter.paint(fill([blob(rng, size, rng.uniform(0.03, 0.12))]), rng.uniform(0.1, 0.9) * width,
+                              rng.uniform(0.1, 0.9) * height,
+                              Look(skin, rough=rng.uniform(2, 10), shaded=rng.uniform(0.1, 0.6)))
+        for _ in range(rng.integers(1, 4) if owner is not None else 0):
+            painter.part(owner, crescent(rng, owner.mask), 0, 0,
+                         Look(painter.near(skin, 12, 60), soft=rng.choice((0, 0.8, 1.6))))
+
+
+def fine_cracks(painter: Painter) -> None:
+    """Long thin cracks on rough ground, many almost straight, some hard to see."""
+    rng = painter.rng
+    height, width = painter.canvas.shape[:2]
+    for _ in range(rng.integers(1, 4)):
+        mask = strip(rng, max(height, width) * rng.uniform(0.4, 1.3), np.exp(rng.uniform(np.log(1), np.log(6))),
+                     np.exp(rng.uniform(np.log(0.05), np.log(0.8))), int(rng.integers(0, 3)), rng.uniform(0, 0.5))
+        x, y = rng.uniform(0.2, 0.8) * width, rng.uniform(0.2, 0.8) * height
+        placed = painter.window(mask, x, y)
+        if placed is None:
+            continue
+        ground = painter.canvas[placed[1], placed[2]].mean(axis=(0, 1))
+        dark = np.clip(ground * rng.uniform(0.35, 0.88), 3, 252)
+        soft = rng.choice((0, 0.6, 1.2))
+        if rng.random() < 0.85:
+            painter.paint(mask, x, y, Look(dark, rough=rng.uniform(2, 15), shaded=0, soft=soft))
+            continue
+        broad = cv2.dilate(mask, np.ones((3, 3), np.uint8), iterations=int(rng.integers(1, 3)))  # as people mark cracks
+        owner = painter.paint(broad, x, y, Look(np.clip(ground * rng.uniform(0.9, 1.0), 3, 252), shaded=0, soft=1.5))
+        if owner is not None:
+            painter.part(owner, placed[0], 0, 0, Look(dark, soft=soft), is_region=False)
+
+
+# shares of the scenes; held-out scenes are made of THEMES, so that figures stay comparable
+THEMES = {dead_leaves: 0.48, cracked_ground: 0.16, bodies: 0.13, slices: 0.1, cells: 0.13}
+TRAINING_THEMES = {dead_leaves: 0.39, cracked_ground: 0.1, bodies: 0.09, slices: 0.07, cells: 0.1,
+                   ringed_lumps: 0.09, edge_patches: 0.08, fine_cracks: 0.08}
+GREY = (slices, ringed_lumps)  # themes that are always grey
+
+
+def make_scene(rng: np.random.Generator, bank: TextureBank, simple_share: float = 0.0,
+               themes: Mapping[Callable[[Painter], None], float] = MappingProxyType(THEMES)) -> Scene:
     """One scene of 160 to 416 pixels a side; a simple one with probability `simple_share`."""
     if simple_share and rng.random() < simple_share:
         return simple_scene(rng, bank)
-    theme = list(THEMES)[rng.choice(len(THEMES), p=list(THEMES.values()))]
+    theme = list(themes)[rng.choice(len(themes), p=list(themes.values()))]
     height, width = np.round(rng.uniform(190, 340) * np.exp(rng.uniform(-0.2, 0.2, 2))).astype(int)
-    painter = Painter(rng, bank, height, width, grey=theme is slices or rng.random() < 0.25)
+    painter = Painter(rng, bank, height, width, grey=theme in GREY or rng.random() < 0.25)
     theme(painter)
     return painter.finish()
 

@@ -118,6 +118,20 @@ def shape(rng: np.random.Generator, size: float) -> np.ndarray:
     return mask
 
 
+def crescent(rng: np.random.Generator, mask: np.ndarray) -> np.ndarray:
+    """Coverage like `mask` (h, w) of what lies along its edge on one side: without a smaller copy, moved away."""
+    height, width = mask.shape
+    centre, size = np.array([width, height]) / 2, max(height, width)
+    angle, scale = rng.uniform(0, 2 * np.pi), rng.uniform(0.82, 1.0)
+    moved = centre * (1 - scale) + np.array([np.cos(angle), np.sin(angle)]) * rng.uniform(0.07, 0.25) * size
+    bite = cv2.warpAffine(mask, np.array([[scale, 0, moved[0]], [0, scale, moved[1]]]), (width, height))
+    kept = np.zeros_like(mask)
+    middle = centre - np.array([np.cos(angle), np.sin(angle)]) * 0.45 * size
+    outline = ragged(rng, size * rng.uniform(0.6, 1.6)) + middle
+    cv2.fillPoly(kept, [np.round(outline * 16).astype(np.int32)], 255, cv2.LINE_AA, 4)
+    return np.minimum(np.minimum(mask, 255 - bite), kept)
+
+
 def rotation(angle: float) -> np.ndarray:
     """(2, 2): multiply (N, 2) points by it from the right."""
     return np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])

@@ -20,16 +20,18 @@ AUTOMATIC = {"n_scenes", "n_regions", *(f"{settings}_{name}" for settings in ("d
 
 def measure(crops, output: Path) -> dict:
     evaluate.main(evaluate.get_args_parser().parse_args([
-        "--num_crops", "6", "--num_scenes", "5", "--num_simple", "1", "--threads", "1", "--output", str(output),
-        "--tables", f"mine={crops.test_csv}"]))
+        "--num_crops", "6", "--num_scenes", "5", "--num_clicked", "3", "--num_simple", "1", "--threads", "1",
+        "--output", str(output), "--tables", f"mine={crops.test_csv}"]))
     return json.loads(output.read_text())
 
 
 def test_all_measurements_are_there_and_repeat(crops, tmp_path):
     report = measure(crops, tmp_path / "first.json")
-    assert set(report) == {"sha256", "crops", "scenes", "automatic", "mine"}
+    assert set(report) == {"sha256", "crops", "scenes", "clicks", "automatic", "mine"}
     assert set(report["crops"]) == set(report["scenes"]) == PROCEDURAL
     assert set(report["automatic"]) == AUTOMATIC
+    assert list(report["clicks"]) == ["n", *(f"clicks_{number}" for number in range(1, 11))]
+    assert report["clicks"]["clicks_10"] > report["clicks"]["clicks_1"]
     assert report["crops"]["n"] == 6 and report["scenes"]["n"] == 5
     assert 0 < report["crops"]["points_3"] <= 1 and 0 < report["mine"]["points"] <= 1
     assert report["crops"]["whole_frame_as_mask"] < 1

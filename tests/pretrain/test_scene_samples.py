@@ -1,11 +1,14 @@
 """Training samples: masks that fit their crop, prompts that fit their mask, the same for the same seed."""
 
+import itertools
 import sys
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+
+from sam_lora.data.clicks import centre_and_farthest_points, centre_and_opposite_points
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "pretrain"))
 import painter
@@ -69,3 +72,26 @@ def test_the_same_seed_gives_the_same_samples():
         np.testing.assert_array_equal(first.masks, second.masks)
         np.testing.assert_array_equal(first.positive, second.positive)
         break
+
+
+def test_held_out_samples_are_not_those_of_training():
+    assert scene_samples.Mix() == scene_samples.HELD_OUT
+    names = [theme.__name__ for theme in scene_samples.HELD_OUT.themes]
+    assert names == ["dead_leaves", "cracked_ground", "bodies", "slices", "cells"]  # published figures rest on them
+    assert sum(scene_samples.TRAINING.themes.values()) == pytest.approx(1)
+
+
+def test_a_crop_s_own_region_can_have_several_rows():
+    plain, twice = (list(itertools.islice(scene_samples.samples(4, 64, 4, 0.0, bank_size=8, mix=mix), 12))
+                    for mix in (scene_samples.Mix(), scene_samples.Mix(target_rows=2)))
+    assert not all(sample.main[1] for sample in plain)
+    assert all(sample.main[0] and sample.main[1] for sample in twice)
+    assert any((sample.positive[0] != sample.positive[1]).any() for sample in twice)  # each row with its own clicks
+
+
+def test_clicks_can_be_those_of_the_scripts():
+    mix = scene_samples.Mix(computed_share=1.0)
+    for sample in itertools.islice(scene_samples.samples(4, 64, 2, 0.2, bank_size=8, mix=mix), 8):
+        for mask, points in zip(sample.masks, sample.positive):
+            placed = [place(mask > 0) * 2 + 1 for place in (centre_and_opposite_points, centre_and_farthest_points)]
+            assert any((points[:3] == three).all() for three in placed)

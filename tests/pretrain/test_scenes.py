@@ -18,10 +18,10 @@ def bank():
     return textures.TextureBank(np.random.default_rng(0), count=12)
 
 
-@pytest.mark.parametrize("theme", scenes.THEMES, ids=lambda theme: theme.__name__)
+@pytest.mark.parametrize("theme", scenes.TRAINING_THEMES, ids=lambda theme: theme.__name__)
 def test_every_theme_paints_labelled_regions(theme, bank):
     rng = np.random.default_rng(3)
-    canvas = painter.Painter(rng, bank, 150, 210, grey=theme is scenes.slices)
+    canvas = painter.Painter(rng, bank, 150, 210, grey=theme in scenes.GREY)
     theme(canvas)
     scene = canvas.finish()
     assert scene.image.shape == (150, 210, 3)
