@@ -49,7 +49,7 @@ LORA_STD = 0.02             # of both matrices: B starts at zero, and then neith
 MULTIMASK_WEIGHT = 0.25     # train.py's default
 KEPT_BLOCKS = 4             # the last ones, which would train with --lora_blocks 4
 FLOAT32, BFLOAT16 = 1e-4, 1.1                       # allowed; bf16: times segment_anything's difference
-FLOAT32_GRADIENTS, BFLOAT16_GRADIENTS = 1e-3, 1.5   # one rounding may decide which of the three masks trains
+FLOAT32_GRADIENTS, BFLOAT16_GRADIENTS = 1e-3, 2.0   # one rounding may decide which of the three masks trains
 BFLOAT16_STEP = 2 ** -8     # one rounding: a difference below it proves nothing
 
 
