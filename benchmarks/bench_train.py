@@ -177,6 +177,8 @@ def time_rounds(pools: dict[str, ProcessPoolExecutor], figures: dict[str, Figure
                 else:
                     measured.parts = pool.submit(parts_of_steps, number + 1, count).result()
                 measured.peak_bytes = pool.submit(peak_memory).result()
+                print(f"round {number + 1} of {key}: {measured.seconds[-1] / count:.3f} s a step, peak "
+                      f"{measured.peak_bytes / 1e6:,.0f} MB", flush=True)
             except torch.cuda.OutOfMemoryError as error:
                 measured.problem = f"out of memory: {str(error).splitlines()[0]}"
 
@@ -274,7 +276,7 @@ class Side:
         self.autocast = choose_precision(self.settings.precision, self.device, self.sam, distributed.Ranks()).autocast
         if self.settings.attention:
             for key in attention.FASTEST:
-                if key[0] == self.device.type:
+                if key[0] == attention.kind_of_device(self.device):
                     attention.FASTEST[key] = self.settings.attention[key[1] == "global"]
         if self.settings.compile:
             compile_blocks(self.sam, len(self.sam.image_encoder.blocks))

@@ -163,15 +163,24 @@ WAYS: dict[str, AttentionFunction] = {
 
 # by device, windows or global, and whether in 16 bits
 FASTEST: dict[tuple[str, str, bool], str] = {
-    ("cuda", "windows", True): "folded",
+    ("hopper", "windows", True): "folded_unpadded",  # an H200: PyTorch takes cuDNN (benchmarks/RESULTS.md)
+    ("hopper", "global", True): "folded_unpadded",
+    ("cuda", "windows", True): "folded",             # not measured: FlashAttention wants one width
     ("cuda", "global", True): "folded",
-    ("cuda", "windows", False): "folded_unpadded",  # FlashAttention and cuDNN take 16 bits only
-    ("cuda", "global", False): "folded_unpadded",
+    ("hopper", "windows", False): "folded_unpadded", ("cuda", "windows", False): "folded_unpadded",
+    ("hopper", "global", False): "folded_unpadded", ("cuda", "global", False): "folded_unpadded",
     ("cpu", "windows", True): "cpu", ("cpu", "windows", False): "cpu",
     ("cpu", "global", True): "cpu", ("cpu", "global", False): "cpu"}
 
 
+def kind_of_device(device: torch.device) -> str:
+    """The first part of `FASTEST`'s keys: hopper for NVIDIA cards of compute capability 9 and newer."""
+    newer = device.type == "cuda" and torch.cuda.get_device_properties(device).major >= 9
+    return "hopper" if newer else device.type
+
+
 def fastest(qkv: Tensor, in_windows: bool) -> AttentionFunction:
     """The way to compute attention on these, by `FASTEST`; on any other device what every device has."""
-    key = qkv.device.type, "windows" if in_windows else "global", qkv.dtype in (torch.bfloat16, torch.float16)
+    in_16_bits = qkv.dtype in (torch.bfloat16, torch.float16)
+    key = kind_of_device(qkv.device), "windows" if in_windows else "global", in_16_bits
     return WAYS[FASTEST.get(key, "folded")]

@@ -1,6 +1,7 @@
 """The encoder's fast blocks against segment_anything's: outputs and gradients, with and without LoRA, on any device."""
 
 import copy
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -94,15 +95,16 @@ def test_flex_attention_adds_the_same_positions(window_size, monkeypatch):
 
 
 @pytest.mark.parametrize(("device", "dtype", "in_windows"), [
-    (device, dtype, in_windows) for device in ("cuda", "cpu", "meta") for in_windows in (True, False)
+    (device, dtype, in_windows) for device in ("hopper", "cuda", "cpu", "meta") for in_windows in (True, False)
     for dtype in (torch.float32, torch.bfloat16, torch.float16)])
 def test_the_table_says_which_way_is_taken(device, dtype, in_windows, monkeypatch):
     key = device, KINDS[not in_windows], dtype != torch.float32
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(major=8 + (device == "hopper")))
     if device != "meta":    # any device that the table does not know
         assert key in FASTEST
         monkeypatch.setitem(FASTEST, key, "biased")
     with FakeTensorMode(allow_non_fake_inputs=True):
-        qkv = torch.empty(3, 2, 4, 8, device=device, dtype=dtype)
+        qkv = torch.empty(3, 2, 4, 8, device="cuda" if device == "hopper" else device, dtype=dtype)
         assert attention.fastest(qkv, in_windows) is WAYS["folded" if device == "meta" else "biased"]
 
 
