@@ -22,7 +22,7 @@ from sam_lora.errors import UserError
 from sam_lora.sam_types import LORA_TARGETS, LOSSES, SAM_TYPES
 
 PROMPT_SAMPLING = {  # --prompt_sampling: how often which kind of prompt, and the default --correction_rounds
-    "simulated": ({"table": 0.2, "other_points": 0.1, "points": 0.3, "box": 0.25, "box_and_points": 0.15}, 2),
+    "simulated": ({"table": 0.2, "other_points": 0.1, "points": 0.3, "box": 0.25, "box_and_points": 0.15}, 3),
     "table": ({"table": 1.0}, 0),
     "random": ({"other_points": 1.0}, 0),
     "mixed": ({"table": 0.5, "other_points": 0.5}, 0),

@@ -90,7 +90,7 @@ def batch_loss(sam: Sam, batch: Batch, mask_loss: MaskLoss, multimask_weight: fl
 
     Each row is decoded from its prompt, then once more for each corrective round that the batch has draws for: a click
     in the error joins the earlier ones, and the logits so far are given as mask prompt, as SamPredictor's users do. The
-    loss is the mean over rounds, the IoU that of the first. The encoder runs once.
+    first round counts as much as all corrective ones together; the IoU is that of the first. The encoder runs once.
 
     The single mask, which SAM gives for several points or a box, is compared in the model frame. Of the three ambiguity
     masks of the first round the best one is, at their own low resolution, with weight `multimask_weight`. The IoU head
@@ -117,7 +117,10 @@ def batch_loss(sam: Sam, batch: Batch, mask_loss: MaskLoss, multimask_weight: fl
         with torch.autocast(batch.targets.device.type, enabled=False):
             single = upscale_to_frame(masks[:, :1].float(), side)[:, 0]
             rounds.append(_single_loss(single, predicted_iou, target, valid, mask_loss))
-    return (torch.stack(rounds).mean(dim=0) + best_of_three).mean(), iou.mean()
+    loss, *corrections = rounds
+    if corrections:
+        loss = loss + torch.stack(corrections).mean(dim=0)
+    return (loss + best_of_three).mean(), iou.mean()
 
 
 def _single_loss(single: Tensor, predicted_iou: Tensor, target: Tensor, valid: Tensor, mask_loss: MaskLoss) -> Tensor:

@@ -60,7 +60,7 @@ def by_hand(sam, batch: Batch, row: int, multimask_weight: float) -> tuple[torch
                      for x in (target, valid)]
             three_ious = frame_iou(low_res[0, 1:], *small)
             three = bce_iou(low_res[0, 1:], *small).min() + ((predicted[0, 1:] - three_ious) ** 2).mean()
-    return torch.stack(losses).mean() + multimask_weight * three, ious[0][0]
+    return losses[0][0] + torch.stack(losses[1:]).mean() + multimask_weight * three, ious[0][0]
 
 
 def test_every_round_counts_with_earlier_clicks_and_the_mask_so_far(sam, batch):
