@@ -42,7 +42,7 @@ def main(args: argparse.Namespace) -> None:
 
     runtime = arguments.runtime_of(args)
 
-    def load_model() -> Sam:
+    def load_model(_: object) -> Sam:
         sam, _ = load_sam(args.model_type, args.checkpoint, args.image_size)
         runtime.ranks.say(f"{args.model_type} as released, at {sam.image_encoder.img_size} px")
         return sam

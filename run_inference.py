@@ -38,15 +38,18 @@ def main(args: argparse.Namespace) -> None:
     arguments.check_inference(args, get_args_parser())
     from sam_lora.model import checkpoints
     from sam_lora.model.meta import Sam
+    from sam_lora.model.trained_prompts import describe, trained_kinds, untrained_note
     from sam_lora.results import inference
     from sam_lora.results.requests import Candidate
 
     runtime = arguments.runtime_of(args)
 
-    def load_model() -> Sam:
+    def load_model(kinds: set[tuple[int, bool]]) -> Sam:
         sam, header = checkpoints.load_tuned_sam(args.checkpoint, args.base_checkpoint)
         runtime.ranks.say(f"{args.checkpoint}: {header['model_type']} at {header['image_size']} px, "
-                          f"epoch {header['epoch']}, trained with {header['prompt']} a mask")
+                          f"epoch {header['epoch']}, trained with {describe(trained_kinds(header))} a mask")
+        if note := untrained_note(header, kinds):
+            runtime.ranks.say(note)
         return sam
 
     candidate = Candidate(load_model, tuned=True, name=args.checkpoint, training_folder=Path(args.checkpoint).parent)

@@ -290,7 +290,7 @@ def by_table(test_csv: Path, folder: Path, draw: str, settings: Settings) -> Non
 
 
 def evaluate(sam: Sam, test_csv: Path, folder: Path, num_pictures: int, runtime: Runtime) -> pd.DataFrame:
-    return evaluation.evaluate_table(Candidate(lambda: sam, tuned=True), SampleTable(str(test_csv)),
+    return evaluation.evaluate_table(Candidate(lambda _: sam, tuned=True), SampleTable(str(test_csv)),
                                      Destination(folder, num_pictures=num_pictures), runtime)
 
 

@@ -227,7 +227,8 @@ def make_checkpoint(path: Path, base: Path, model_type: str = "vit_mini", image_
             if parameter.requires_grad:
                 parameter.add_(torch.randn_like(parameter) * 0.02)
     header = {"model_type": model_type, "image_size": sam.image_encoder.img_size, "base_sha256": sha256, "lora": lora,
-              "train_decoder": True, "prompt": "points", "epoch": 2, "metrics": {"val_iou": 0.5}, "args": {},
+              "train_decoder": True, "prompt": "3 points", "prompt_mix": {"table": 1.0, "box": 0.5},
+              "correction_rounds": 2, "epoch": 2, "metrics": {"val_iou": 0.5}, "args": {},
               "versions": library_versions()}
     save_checkpoint(path, header, trained_state(sam))
     return path

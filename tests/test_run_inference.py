@@ -56,6 +56,21 @@ def test_every_row_is_predicted_scored_and_drawn(infer, crops, capsys):
     assert page.count("<img ") == 7 and "red disc" in page   # six samples and the contact sheet
 
 
+def test_prompts_that_were_not_trained_are_noted(infer, crops, capsys):
+    """The checkpoint's header has the table's three points, boxes, and two corrective clicks."""
+    table = pd.read_csv(crops.test_csv, dtype=str)
+    table["box"] = ""
+    table.loc[0, ["points", "box"]] = "", "[2,2,30,30]"
+    table.to_csv(crops.test_csv, index=False)
+    infer()
+    assert "trained with 3-5 points, a box, a box with 1-2 points a mask" in (printed := capsys.readouterr().out)
+    assert "prompts here" not in printed
+    table.loc[1, "points"] = str([[x, 20] for x in range(16, 24)])
+    table.to_csv(crops.test_csv, index=False)
+    infer("--overwrite")
+    assert "prompts here are 8 points, which this checkpoint was not trained with (3-5 " in capsys.readouterr().out
+
+
 def test_the_same_run_writes_the_same_bytes(infer, tmp_path):
     first = infer("--num_pictures", 2)
     second = infer("--num_pictures", 2, "--output_dir", "again", "--batch_size", 8).parent / "again"

@@ -106,6 +106,11 @@ def sample_problem(sample: Sample, sizes: dict[Path, tuple[int, int] | str], nee
     return None
 
 
+def prompt_kinds(samples: Sequence[Sample]) -> set[tuple[int, bool]]:
+    """What the rows prompt with: (number of points, is there a box)."""
+    return {(len(sample.points), sample.box is not None) for sample in samples}
+
+
 def prompt_kind(samples: Sequence[Sample]) -> str:
     """What the rows prompt with, for a checkpoint's header: "3 points", "1-3 points and box", …"""
     counts = sorted({len(sample.points) for sample in samples})

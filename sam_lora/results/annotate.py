@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from sam_lora import contracts
 from sam_lora.data import imaging
-from sam_lora.data.samples import Sample, sample_problem
+from sam_lora.data.samples import Sample, prompt_kinds, sample_problem
 from sam_lora.drawing import Example
 from sam_lora.errors import UserError
 from sam_lora.files import atomic_path, refuse_existing, refuse_replacing
@@ -54,7 +54,7 @@ def predict_image(candidate: Candidate, photo: SinglePhoto, destination: Destina
                   for number in range(1, len(samples) + 1)]
     overlay_path = folder / contracts.single_overlay(path.stem)
     refuse_existing([*mask_paths, overlay_path], destination.overwrite)
-    sam = candidate.load()
+    sam = candidate.load(prompt_kinds(samples))
     side = sam.image_encoder.img_size
     dataset = PromptedImages(samples, side, len(samples), with_targets=False, with_masks=False)
     loader = make_loader(dataset, side, 1, 0, pin_memory=False)
@@ -106,8 +106,9 @@ def predict_folder(candidate: Candidate, photos: PhotoFolder, destination: Desti
             path.write_bytes(imaging.encode_png(prediction.mask))
             return vars(annotated_mask(prediction, item, photos.save_yolo))
 
+        sam = candidate.load(prompt_kinds(table.samples))
         annotated = [AnnotatedMask(**mask) for mask in
-                     predict_rows(candidate.load(), table.samples, finish, runtime, with_masks=False)]
+                     predict_rows(sam, table.samples, finish, runtime, with_masks=False)]
         if not ranks.first:
             return None
         content = coco_content(table, annotated)

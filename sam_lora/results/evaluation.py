@@ -11,7 +11,7 @@ import pandas as pd
 from sam_lora import contracts, plots
 from sam_lora.data import imaging
 from sam_lora.data.manifest import class_names, source_photos
-from sam_lora.data.samples import Sample, check_samples, read_samples
+from sam_lora.data.samples import Sample, check_samples, prompt_kinds, read_samples
 from sam_lora.files import refuse_replacing
 from sam_lora.model import processes
 from sam_lora.model.meta import Sam
@@ -63,7 +63,7 @@ def evaluate_table(candidate: Candidate, table: SampleTable, destination: Destin
     refuse_replacing([*sorted(needed), *([] if table.compare_to is None else [Path(table.compare_to)])],
                      destination.folder, entries)
     with processes.shared_folder(ranks, destination.folder, entries, destination.overwrite) as folder:
-        sam = candidate.load()
+        sam = candidate.load(prompt_kinds(read.samples))
         precision = choose_precision(runtime.precision, runtime.device, sam, ranks)
         chosen = sample_pictures.choose_pictures(read.names, destination.num_pictures, destination.seed)
         scored = predict_table(sam, read, folder, replace(runtime, precision=precision), chosen,

@@ -26,9 +26,9 @@ def infer(candidate: Candidate, request: SampleTable | SinglePhoto | PhotoFolder
         runtime = dataclasses.replace(runtime, ranks=ALONE)
     ranks = runtime.ranks
 
-    def load() -> Sam:
+    def load(kinds: set[tuple[int, bool]]) -> Sam:
         with processes.one_first(ranks):   # one downloads, the others find the file
-            return load_anywhere().to(runtime.device)
+            return load_anywhere(kinds).to(runtime.device)
 
     load_anywhere, candidate = candidate.load, dataclasses.replace(candidate, load=load)
     with processes.joined(ranks, "gloo", LOST_PEER, PATIENCE):

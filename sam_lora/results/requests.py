@@ -16,12 +16,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A model to predict with. `load` is only called once input and output folder have been checked.
+    """A model to predict with. `load` is only called once input and output folder have been checked; it is told which
+    kinds of prompts will be asked for (`samples.prompt_kinds`).
 
     `name` and `training_folder` (where train.py left its log and curves) are for the report.
     """
 
-    load: Callable[[], "Sam"]
+    load: Callable[[set[tuple[int, bool]]], "Sam"]
     tuned: bool
     name: str = ""
     training_folder: Path | None = None

@@ -66,7 +66,7 @@ def test_the_float_iou_is_that_of_the_inference_script(sam, files, crops, tmp_pa
     samples = int8.read_int8_samples(crops.test_csv)
     cost = int8.int8_costs(sam, all_files(files), samples)["both"]
     results = evaluation.evaluate_table(
-        Candidate(lambda: sam, tuned=False), SampleTable(str(crops.test_csv)),
+        Candidate(lambda _: sam, tuned=False), SampleTable(str(crops.test_csv)),
         Destination(tmp_path / "results", num_pictures=0), Runtime(torch.device("cpu"), batch_size=2))
     assert cost.float_iou == pytest.approx(results["iou"].astype(float).mean(), abs=2e-3)
 

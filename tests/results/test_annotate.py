@@ -71,7 +71,7 @@ def predict(photos, tmp_path, mini):
             table.write_text(text, encoding="utf-8")
         settings = {"batch_size": None, "num_pictures": 30, "overwrite": False, "save_yolo": False} | changed
         annotate.predict_folder(
-            Candidate(lambda: sam, tuned=True), PhotoFolder(str(images_dir), str(table), settings["save_yolo"]),
+            Candidate(lambda _: sam, tuned=True), PhotoFolder(str(images_dir), str(table), settings["save_yolo"]),
             Destination(Path(output_dir), settings["overwrite"], settings["num_pictures"], seed=0),
             Runtime(CPU, settings["batch_size"]))
         return Path(output_dir)
@@ -80,7 +80,7 @@ def predict(photos, tmp_path, mini):
 
 def predict_image(photos: Path, sam, prompts: list[tuple], out: Path) -> list:
     """Objects of photos/a.jpg."""
-    return annotate.predict_image(Candidate(lambda: sam, tuned=True), SinglePhoto(str(photos / "a.jpg"), prompts),
+    return annotate.predict_image(Candidate(lambda _: sam, tuned=True), SinglePhoto(str(photos / "a.jpg"), prompts),
                                   Destination(out), Runtime(CPU))
 
 
