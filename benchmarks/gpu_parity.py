@@ -46,10 +46,10 @@ from sam_lora.training.losses import batch_loss, bce_iou
 
 LORA = LoraSettings(rank=16, alpha=32.0)
 LORA_STD = 0.02             # of both matrices: B starts at zero, and then neither path nor gradient would show
-MULTIMASK_WEIGHT = 0.25     # train.py's default
+MULTIMASK_WEIGHT = 0.0      # which of three masks is the best is a choice that one rounding may turn
 KEPT_BLOCKS = 4             # the last ones, which would train with --lora_blocks 4
-FLOAT32, BFLOAT16 = 1e-4, 1.1                       # allowed; bf16: times segment_anything's difference
-FLOAT32_GRADIENTS, BFLOAT16_GRADIENTS = 1e-3, 2.0   # one rounding may decide which of the three masks trains
+FLOAT32, FLOAT32_GRADIENTS = 1e-4, 1e-3   # allowed
+BFLOAT16 = 2.0              # times segment_anything's difference: two ways to round are never equally far off
 BFLOAT16_STEP = 2 ** -8     # one rounding: a difference below it proves nothing
 
 
@@ -105,9 +105,9 @@ def compare(case: Case, device: torch.device, seed: int) -> list[dict[str, objec
     rows = []
     for quantity, reference in expected.items():
         differences = {key: relative_difference(values[quantity], reference) for key, values in found.items()}
-        allowed, times = (FLOAT32_GRADIENTS, BFLOAT16_GRADIENTS) if "gradients" in quantity else (FLOAT32, BFLOAT16)
+        allowed = FLOAT32_GRADIENTS if "gradients" in quantity else FLOAT32
         ok = differences["fp32"] <= allowed and \
-            differences["bf16"] <= max(times * differences["stock_bf16"], BFLOAT16_STEP)
+            differences["bf16"] <= max(BFLOAT16 * differences["stock_bf16"], BFLOAT16_STEP)
         rows.append({"case": f"{case.model_type} {case.image_size}", "quantity": quantity, **differences,
                      "fp32_allowed": allowed, "ok": bool(ok)})
         print(f"{case.model_type:<8} {case.image_size:>4} px  {quantity:<42}float32 {differences['fp32']:.1e}   "
