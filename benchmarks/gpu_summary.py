@@ -67,7 +67,8 @@ GOALS = (
 
 
 def goal_rows(results: Mapping[str, Any]) -> list[tuple[str, str, str]]:
-    """(goal, measured, met) of every goal; a dash where nothing was measured."""
+    """(goal, measured, met) of every goal; a dash where nothing was measured, or by a quick run."""
+    quick = results["run"]["quick"]
     figures = {name: step.get("figures") for part in results["parts"].values() for name, step in part["steps"].items()}
     rows = []
     for goal in GOALS:
@@ -76,7 +77,7 @@ def goal_rows(results: Mapping[str, Any]) -> list[tuple[str, str, str]]:
         except (KeyError, TypeError, StopIteration, ZeroDivisionError):
             rows.append((goal.text, "-", "-"))
             continue
-        rows.append((goal.text, goal.shown.format(value), "yes" if goal.met(value) else "**no**"))
+        rows.append((goal.text, goal.shown.format(value), "-" if quick else "yes" if goal.met(value) else "**no**"))
     return rows
 
 
@@ -112,7 +113,7 @@ def states(results: Mapping[str, Any]) -> list[str]:
 
 
 def part_lines(letter: str, part: Mapping[str, Any]) -> Iterator[str]:
-    yield from ("", f"### {letter}. {part['title'][0].upper()}{part['title'][1:]}")
+    yield from ("", f"### {letter}. {part['title']}")
     for name, step in part["steps"].items():
         yield from ("", f"{name}: `{step['command']}`" + ("" if step["state"] == "done" else f" - **{step['state']}**"))
         if step.get("figures"):
@@ -150,6 +151,16 @@ def speed_table(figures: Mapping[str, Any]) -> list[str]:
                      ", ".join(f"{part} {seconds * 1e3:.1f}" for part, seconds in side["parts"].items())))
     return table(("side", "images/s", "ours is faster by", "peak memory", "ours takes less by",
                   "TFLOP/s of a large product's", "ms a step, waiting after each part"), rows)
+
+
+def attention_table(figures: Mapping[str, Any]) -> list[str]:
+    rows = [(f"{row['model_type']} {row['kind']}", row["way"],
+             *("" if row[name] is None else f"{row[name] * 1e3:.2f}" for name in ("seconds", "forward_seconds")),
+             *("" if row[name] is None else f"{row[name]:,.{digits}f}"
+               for name, digits in (("tflops", 1), ("peak_mb", 0))),
+             "" if row["error"] is None else f"{row['error']:.1e}", row["problem"]) for row in figures["results"]]
+    lines = table(("blocks", "way", "ms forward + backward", "ms forward", "TFLOP/s", "MB", "error", "problem"), rows)
+    return [*lines, "", "Fastest: " + ", ".join(f"{case} {way}" for case, way in figures["fastest"].items()) + "."]
 
 
 def memory_table(figures: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -192,5 +203,5 @@ def number(value: object) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-TABLES = {"parity": parity_table, "train": speed_table, "memory": memory_table, "train.py": train_table,
-          "inference": inference_table}
+TABLES = {"parity": parity_table, "train": speed_table, "attention": attention_table, "memory": memory_table,
+          "train.py": train_table, "inference": inference_table}
