@@ -50,7 +50,9 @@ MULTIMASK_WEIGHT = 0.25     # train.py's default
 KEPT_BLOCKS = 4             # the last ones, which would train with --lora_blocks 4
 EMBEDDINGS = ("encoder", f"kept features, {KEPT_BLOCKS} blocks open", "embeddings of kept features")
 FLOAT32, FLOAT32_GRADIENTS = 1e-4, 1e-3     # allowed differences
-BFLOAT16_EMBEDDINGS, BFLOAT16 = 1.1, 1.5    # times segment_anything's; a few prompts vary more than a whole picture
+# Times segment_anything's: a few prompts vary more than a picture's embeddings, and one rounding may decide which of the
+# three masks trains.
+BFLOAT16_EMBEDDINGS, BFLOAT16, BFLOAT16_GRADIENTS = 1.1, 1.5, 2.0
 BFLOAT16_STEP = 2 ** -8     # one rounding: a difference below it proves nothing
 
 
@@ -106,8 +108,9 @@ def compare(case: Case, device: torch.device, seed: int) -> list[dict[str, objec
     rows = []
     for quantity, reference in expected.items():
         differences = {key: relative_difference(values[quantity], reference) for key, values in found.items()}
-        allowed = FLOAT32_GRADIENTS if "gradients" in quantity else FLOAT32
-        times = BFLOAT16_EMBEDDINGS if quantity in EMBEDDINGS else BFLOAT16
+        allowed, times = FLOAT32, BFLOAT16_EMBEDDINGS if quantity in EMBEDDINGS else BFLOAT16
+        if "gradients" in quantity:
+            allowed, times = FLOAT32_GRADIENTS, BFLOAT16_GRADIENTS
         ok = differences["fp32"] <= allowed and \
             differences["bf16"] <= max(times * differences["stock_bf16"], BFLOAT16_STEP)
         rows.append({"case": f"{case.model_type} {case.image_size}", "quantity": quantity, **differences,
