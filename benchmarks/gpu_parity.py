@@ -50,8 +50,8 @@ MULTIMASK_WEIGHT = 0.25     # train.py's default
 KEPT_BLOCKS = 4             # the last ones, which would train with --lora_blocks 4
 EMBEDDINGS = ("encoder", f"kept features, {KEPT_BLOCKS} blocks open", "embeddings of kept features")
 FLOAT32, FLOAT32_GRADIENTS = 1e-4, 1e-3     # allowed differences
-# Times segment_anything's: a few prompts vary more than a picture's embeddings, and one rounding may decide which of the
-# three masks trains.
+# Times segment_anything's: a few prompts vary more than a picture's embeddings, and one rounding may decide which of
+# the three masks trains.
 BFLOAT16_EMBEDDINGS, BFLOAT16, BFLOAT16_GRADIENTS = 1.1, 1.5, 2.0
 BFLOAT16_STEP = 2 ** -8     # one rounding: a difference below it proves nothing
 

@@ -23,8 +23,9 @@ def read_figures(step: Step, output: str) -> list[dict[str, Any]] | dict[str, An
 
 def memory_rows(output: str) -> list[dict[str, Any]]:
     """The rows of bench_memory.py's table."""
-    rows = re.findall(r"^\| (.+?) \| ([\d.]+) \| ([\d.]+) GB \|$", output, re.MULTILINE)
-    return [{"flags": flags, "seconds": float(seconds), "peak_gb": float(peak)} for flags, seconds, peak in rows]
+    rows = re.findall(r"^\| (.+?) \| (?:([\d.]+) \| ([\d.]+) GB|\| (.+)) \|$", output, re.MULTILINE)
+    return [{"flags": flags, "problem": problem} if problem else
+            {"flags": flags, "seconds": float(seconds), "peak_gb": float(peak)} for flags, seconds, peak, problem in rows]
 
 
 # ---- goals --------------------------------------------------------------------------------------------------
@@ -165,7 +166,8 @@ def attention_table(figures: Mapping[str, Any]) -> list[str]:
 
 def memory_table(figures: Sequence[Mapping[str, Any]]) -> list[str]:
     return table(("flags", "s a step", "peak memory"),
-                 [(row["flags"], f"{row['seconds']:.2f}", f"{row['peak_gb']:.2f} GB") for row in figures])
+                 [(row["flags"], "", row["problem"]) if "problem" in row else
+                  (row["flags"], f"{row['seconds']:.2f}", f"{row['peak_gb']:.2f} GB") for row in figures])
 
 
 def train_table(figures: Mapping[str, Any]) -> list[str]:

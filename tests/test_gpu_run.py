@@ -173,6 +173,10 @@ def test_goals_without_figures_are_dashes_and_others_are_judged():
 def test_the_tables_of_bench_memory_are_read_as_far_as_they_go(tmp_path):
     step = gpu_parts.Step("memory", 1, lambda _: [])
     output = ("| vit_h, batch 4, flags | seconds a step | peak memory |\n|---|---|---|\n"
-              "| none | 1.25 | 33.10 GB |\n| --grad_checkpoint | 1.5")
-    assert gpu_summary.read_figures(step, output) == [{"flags": "none", "seconds": 1.25, "peak_gb": 33.1}]
+              "| none | 1.25 | 33.10 GB |\n| --dora | | train.py failed: out of memory |\n| --grad_checkpoint | 1.5")
+    figures = gpu_summary.read_figures(step, output)
+    assert figures == [{"flags": "none", "seconds": 1.25, "peak_gb": 33.1},
+                       {"flags": "--dora", "problem": "train.py failed: out of memory"}]
+    assert gpu_summary.memory_table(figures)[2:] == ["| none | 1.25 | 33.10 GB |",
+                                                     "| --dora |  | train.py failed: out of memory |"]
     assert gpu_summary.read_figures(step, "killed") == []
