@@ -25,7 +25,8 @@ def memory_rows(output: str) -> list[dict[str, Any]]:
     """The rows of bench_memory.py's table."""
     rows = re.findall(r"^\| (.+?) \| (?:([\d.]+) \| ([\d.]+) GB|\| (.+)) \|$", output, re.MULTILINE)
     return [{"flags": flags, "problem": problem} if problem else
-            {"flags": flags, "seconds": float(seconds), "peak_gb": float(peak)} for flags, seconds, peak, problem in rows]
+            {"flags": flags, "seconds": float(seconds), "peak_gb": float(peak)}
+            for flags, seconds, peak, problem in rows]
 
 
 # ---- goals --------------------------------------------------------------------------------------------------
