@@ -138,7 +138,8 @@ def run_step(step: Step, left: float, env: Mapping[str, str], work: Path, log: P
     """One process to its end or its limit; its output goes to the end of `log`. `left`: seconds of the whole run."""
     seconds = min(step.seconds, left)
     command = step.command(seconds)
-    result = {"command": "python " + " ".join(command), "limit": round(seconds)}
+    shown = " ".join(command).replace(f"{work}/", "").replace(f"{ROOT}/", "").replace(f"{log.parent}/", "")
+    result = {"command": f"python {shown}", "limit": round(seconds)}
     if seconds < min(LEAST_SECONDS, step.seconds):
         print(f"{step.name}: skipped, {max(0, left):.0f} s are left", flush=True)
         return result | {"state": "skipped"}

@@ -23,8 +23,10 @@ def read_figures(step: Step, output: str) -> list[dict[str, Any]] | dict[str, An
 
 def memory_rows(output: str) -> list[dict[str, Any]]:
     """The rows of bench_memory.py's table."""
-    rows = re.findall(r"^\| (.+?) \| ([\d.]+) \| ([\d.]+) GB \|$", output, re.MULTILINE)
-    return [{"flags": flags, "seconds": float(seconds), "peak_gb": float(peak)} for flags, seconds, peak in rows]
+    rows = re.findall(r"^\| (.+?) \| (?:([\d.]+) \| ([\d.]+) GB|\| (.+)) \|$", output, re.MULTILINE)
+    return [{"flags": flags, "problem": problem} if problem else
+            {"flags": flags, "seconds": float(seconds), "peak_gb": float(peak)}
+            for flags, seconds, peak, problem in rows]
 
 
 # ---- goals --------------------------------------------------------------------------------------------------
@@ -67,7 +69,8 @@ GOALS = (
 
 
 def goal_rows(results: Mapping[str, Any]) -> list[tuple[str, str, str]]:
-    """(goal, measured, met) of every goal; a dash where nothing was measured."""
+    """(goal, measured, met) of every goal; a dash where nothing was measured, or by a quick run."""
+    quick = results["run"]["quick"]
     figures = {name: step.get("figures") for part in results["parts"].values() for name, step in part["steps"].items()}
     rows = []
     for goal in GOALS:
@@ -76,7 +79,7 @@ def goal_rows(results: Mapping[str, Any]) -> list[tuple[str, str, str]]:
         except (KeyError, TypeError, StopIteration, ZeroDivisionError):
             rows.append((goal.text, "-", "-"))
             continue
-        rows.append((goal.text, goal.shown.format(value), "yes" if goal.met(value) else "**no**"))
+        rows.append((goal.text, goal.shown.format(value), "-" if quick else "yes" if goal.met(value) else "**no**"))
     return rows
 
 
@@ -112,7 +115,7 @@ def states(results: Mapping[str, Any]) -> list[str]:
 
 
 def part_lines(letter: str, part: Mapping[str, Any]) -> Iterator[str]:
-    yield from ("", f"### {letter}. {part['title'][0].upper()}{part['title'][1:]}")
+    yield from ("", f"### {letter}. {part['title']}")
     for name, step in part["steps"].items():
         yield from ("", f"{name}: `{step['command']}`" + ("" if step["state"] == "done" else f" - **{step['state']}**"))
         if step.get("figures"):
@@ -152,9 +155,20 @@ def speed_table(figures: Mapping[str, Any]) -> list[str]:
                   "TFLOP/s of a large product's", "ms a step, waiting after each part"), rows)
 
 
+def attention_table(figures: Mapping[str, Any]) -> list[str]:
+    rows = [(f"{row['model_type']} {row['kind']}", row["way"],
+             *("" if row[name] is None else f"{row[name] * 1e3:.2f}" for name in ("seconds", "forward_seconds")),
+             *("" if row[name] is None else f"{row[name]:,.{digits}f}"
+               for name, digits in (("tflops", 1), ("peak_mb", 0))),
+             "" if row["error"] is None else f"{row['error']:.1e}", row["problem"]) for row in figures["results"]]
+    lines = table(("blocks", "way", "ms forward + backward", "ms forward", "TFLOP/s", "MB", "error", "problem"), rows)
+    return [*lines, "", "Fastest: " + ", ".join(f"{case} {way}" for case, way in figures["fastest"].items()) + "."]
+
+
 def memory_table(figures: Sequence[Mapping[str, Any]]) -> list[str]:
     return table(("flags", "s a step", "peak memory"),
-                 [(row["flags"], f"{row['seconds']:.2f}", f"{row['peak_gb']:.2f} GB") for row in figures])
+                 [(row["flags"], "", row["problem"]) if "problem" in row else
+                  (row["flags"], f"{row['seconds']:.2f}", f"{row['peak_gb']:.2f} GB") for row in figures])
 
 
 def train_table(figures: Mapping[str, Any]) -> list[str]:
@@ -192,5 +206,5 @@ def number(value: object) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-TABLES = {"parity": parity_table, "train": speed_table, "memory": memory_table, "train.py": train_table,
-          "inference": inference_table}
+TABLES = {"parity": parity_table, "train": speed_table, "attention": attention_table, "memory": memory_table,
+          "train.py": train_table, "inference": inference_table}

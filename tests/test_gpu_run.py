@@ -20,6 +20,7 @@ import gpu_run
 import gpu_summary
 
 
+@pytest.mark.slow
 def test_every_part_runs_small(tmp_path):
     done = subprocess.run(["bash", str(ROOT / "benchmarks" / "gpu_run.sh"), "--device", "cpu", "--quick", "--minutes",
                            "60"], capture_output=True, text=True, cwd=tmp_path,
@@ -32,7 +33,8 @@ def test_every_part_runs_small(tmp_path):
     steps = {name: step for part in results["parts"].values() for name, step in part["steps"].items()}
     assert list(results["parts"]) == list(gpu_parts.PARTS)
     assert {name: step["state"] for name, step in steps.items()} == dict.fromkeys(steps, "done")
-    assert not {name for name, step in steps.items() if f"python {ROOT}" in step["command"]}
+    assert steps["parity"]["command"] == \
+        "python benchmarks/gpu_parity.py --device cpu --quick --output parity.json"
     assert all(row["ok"] for row in steps["parity"]["figures"]["rows"])
     assert {row["case"] for row in steps["parity"]["figures"]["rows"]} == {"vit_mini 256", "vit_b 128"}
     assert set(steps["train 64 px"]["figures"]["ratios"]) == {"reference fp32", "reference bf16"}
@@ -42,8 +44,9 @@ def test_every_part_runs_small(tmp_path):
     assert steps["inference"]["figures"]["speedup"] > 0
     assert steps["export"]["figures"][0]["mask pixels that differ"] == 0
     assert {"step", "iou_3"} <= set(steps["pretraining"]["figures"][0])
+    assert all(row[2] == "-" for row in gpu_summary.goal_rows(results))
     summary = (tmp_path / "out" / "summary.md").read_text()
-    for heading in ("goal", "part", "model, px", "side", "flags", "figure", "comparison", "format"):
+    for heading in ("goal", "part", "model, px", "side", "blocks", "flags", "figure", "comparison", "format"):
         assert f"\n| {heading} |" in summary
     assert "A quick run" in summary and "A quick run" in done.stdout
 
@@ -153,7 +156,8 @@ def test_a_package_that_is_nowhere_is_named_with_what_fetches_it(tmp_path):
 
 def test_goals_without_figures_are_dashes_and_others_are_judged():
     def results(figures):
-        return {"parts": {"x": {"steps": {name: {"figures": value} for name, value in figures.items()}}}}
+        steps = {name: {"figures": value} for name, value in figures.items()}
+        return {"run": {"quick": False}, "parts": {"x": {"steps": steps}}}
     empty = gpu_summary.goal_rows(results({}))
     assert len(empty) == len(gpu_summary.GOALS) and {row[1:] for row in empty} == {("-", "-")}
     rows = gpu_summary.goal_rows(results({
@@ -169,6 +173,10 @@ def test_goals_without_figures_are_dashes_and_others_are_judged():
 def test_the_tables_of_bench_memory_are_read_as_far_as_they_go(tmp_path):
     step = gpu_parts.Step("memory", 1, lambda _: [])
     output = ("| vit_h, batch 4, flags | seconds a step | peak memory |\n|---|---|---|\n"
-              "| none | 1.25 | 33.10 GB |\n| --grad_checkpoint | 1.5")
-    assert gpu_summary.read_figures(step, output) == [{"flags": "none", "seconds": 1.25, "peak_gb": 33.1}]
+              "| none | 1.25 | 33.10 GB |\n| --dora | | train.py failed: out of memory |\n| --grad_checkpoint | 1.5")
+    figures = gpu_summary.read_figures(step, output)
+    assert figures == [{"flags": "none", "seconds": 1.25, "peak_gb": 33.1},
+                       {"flags": "--dora", "problem": "train.py failed: out of memory"}]
+    assert gpu_summary.memory_table(figures)[2:] == ["| none | 1.25 | 33.10 GB |",
+                                                     "| --dora |  | train.py failed: out of memory |"]
     assert gpu_summary.read_figures(step, "killed") == []
