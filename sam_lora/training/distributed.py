@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from sam_lora.errors import UserError
+from sam_lora.model.precision import select_device
 
 LOST_PEER = ("another process of this run has ended or was killed, so this one stops too; "
              "the last finished epoch is in last.ckpt: go on with --resume")
@@ -61,7 +62,8 @@ def device_of_process(name: str, ranks: Ranks) -> str:
     """`--device` for this process: with several on a machine, each takes the GPU of its number."""
     if ranks.world_size == 1 or name not in ("auto", "cuda"):
         return name
-    if name == "auto" and not torch.cuda.is_available():
+    if not torch.cuda.is_available():
+        select_device(name)  # says why, where there is a card; an error for "cuda"
         return "cpu"
     if ranks.local_rank >= torch.cuda.device_count():
         raise UserError(f"process {ranks.local_rank} of this machine has no GPU of its own: "
