@@ -112,7 +112,7 @@ def _decode_alike(sam: Sam, image_embeddings: Tensor, prompts: Prompts,
 
 
 def _embed_prompts(encoder: PromptEncoder, prompts: Prompts, mask_input: Tensor | None) -> tuple[Tensor, Tensor]:
-    """What `PromptEncoder.forward` returns, to the last bit, for points that are all foreground or background.
+    """What `PromptEncoder.forward` returns, up to the last bit, for points that are all foreground or background.
 
     Its own code picks the points of each label by boolean indexing, for which the host waits for the GPU every time.
     """
