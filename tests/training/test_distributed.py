@@ -170,3 +170,12 @@ def test_a_single_process_needs_no_group():
     assert torch.equal(function(torch.ones(2)), layer(torch.ones(2)))
     distributed.check_agreement(ranks, {"seed": 1}, [])
     assert distributed.device_of_process("auto", ranks) == "auto"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_several_processes_without_gpus():
+    ranks = Ranks(1, 2, 1)
+    assert distributed.device_of_process("auto", ranks) == "cpu"
+    assert distributed.device_of_process("cuda:3", ranks) == "cuda:3"
+    with pytest.raises(UserError, match="--device cuda: not available here"):
+        distributed.device_of_process("cuda", ranks)
