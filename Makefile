@@ -2,11 +2,12 @@
 # make test   lint and tests
 # make lint   ruff
 # make bench  side-by-side measurements (benchmarks/RESULTS.md)
-# Each sets itself up in .venv and uses it again the next time.
+# Each sets itself up in .venv, with the versions of requirements.lock, and uses it again the next time.
 
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
+INSTALL := $(RUN) -m pip install --disable-pip-version-check -q -c requirements.lock
 
 .PHONY: demo test lint bench clean
 
@@ -25,12 +26,12 @@ bench: $(VENV)/ready-dev
 clean:
 	rm -rf demo_output
 
-$(VENV)/ready: requirements.txt
+$(VENV)/ready: requirements.txt requirements.lock
 	test -x $(RUN) || $(PYTHON) -m venv $(VENV)
 	$(RUN) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; make PYTHON=python3.11 ...")'
-	$(RUN) -m pip install --disable-pip-version-check -q -r requirements.txt
+	$(INSTALL) -r requirements.txt
 	touch $@
 
 $(VENV)/ready-dev: requirements-dev.txt $(VENV)/ready
-	$(RUN) -m pip install --disable-pip-version-check -q -r requirements-dev.txt
+	$(INSTALL) -r requirements-dev.txt
 	touch $@

@@ -1,16 +1,21 @@
 """What is tracked by git: nothing large, nothing that the project did not mean to keep."""
 
+import ast
 import re
 import subprocess
+import sys
+from importlib import metadata
 from pathlib import PurePosixPath
 
 import pytest
 from conftest import ROOT
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 LARGEST = 300_000  # bytes
 LARGE_FILES = {"sam_lora/weights/sam_vit_mini.pth"}
 
-TOP_LEVEL_NAMES = {"LICENSE", "Makefile", "README.md", "pyproject.toml", ".gitignore"}
+TOP_LEVEL_NAMES = {"LICENSE", "Makefile", "README.md", "pyproject.toml", ".gitignore", "requirements.lock"}
 TOP_LEVEL_PATTERNS = ("*.py", "requirements*.txt")
 
 
@@ -53,6 +58,67 @@ def test_the_licence_is_apache_2():
     text = (ROOT / "LICENSE").read_text(encoding="utf-8")
     assert "Apache License" in text.splitlines()[0] and "Version 2.0, January 2004" in text.splitlines()[1]
     assert "END OF TERMS AND CONDITIONS" in text
+
+
+# ---- requirements -----------------------------------------------------------------------------------------------
+
+def requirements(name: str) -> list[Requirement]:
+    lines = [line.partition("#")[0].strip() for line in (ROOT / name).read_text(encoding="utf-8").splitlines()]
+    return [Requirement(line) for line in lines if line and not line.startswith("-")]
+
+
+def locked() -> dict[str, str]:
+    """Canonical names and versions in requirements.lock, each pinned."""
+    pins = {}
+    for pin in requirements("requirements.lock"):
+        (specifier,) = pin.specifier
+        assert specifier.operator == "==" and canonicalize_name(pin.name) not in pins
+        pins[canonicalize_name(pin.name)] = specifier.version
+    return pins
+
+
+RUNTIME, DEVELOPMENT = requirements("requirements.txt"), requirements("requirements-dev.txt")
+
+
+@pytest.mark.parametrize("requirement", RUNTIME + DEVELOPMENT, ids=lambda requirement: requirement.name)
+def test_the_lock_pins_a_version_in_the_range(requirement):
+    assert requirement.specifier.contains(locked()[canonicalize_name(requirement.name)])
+
+
+@pytest.mark.parametrize("requirement", RUNTIME, ids=lambda requirement: requirement.name)
+def test_what_the_scripts_need_has_a_lowest_version_and_a_limit(requirement):
+    operators = {specifier.operator for specifier in requirement.specifier}
+    assert operators in ({">=", "<"}, {"=="})
+
+
+def test_the_lock_pins_whatever_these_bring_along():
+    """Walks through what is installed, where that is what the lock says."""
+    pins, waiting, seen = locked(), [*RUNTIME, *DEVELOPMENT], set()
+    if any(metadata.version(requirement.name).partition("+")[0] != pins[canonicalize_name(requirement.name)]
+           for requirement in waiting):
+        pytest.skip("other versions are installed than the lock has")
+    while waiting:
+        name = canonicalize_name(waiting.pop().name)
+        if name in seen or name.startswith(("nvidia-", "cuda-", "triton")):  # pinned by a CUDA build of torch itself
+            continue
+        seen.add(name)
+        waiting += [needed for needed in map(Requirement, metadata.requires(name) or [])
+                    if needed.marker is None or needed.marker.evaluate({"extra": ""})]
+    assert not seen - set(pins)
+
+
+def test_whatever_is_imported_is_required(tracked):
+    """Not left to be brought along by something else."""
+    providers = metadata.packages_distributions()
+    required = {canonicalize_name(requirement.name) for requirement in RUNTIME}
+    own = {PurePosixPath(name).stem for name in tracked} | {"sam_lora", *sys.stdlib_module_names}
+    files = [name for name in tracked if name.endswith(".py") and not name.startswith("tests/")]
+    imported = {module.partition(".")[0] for name in files
+                for node in ast.walk(ast.parse((ROOT / name).read_text(encoding="utf-8")))
+                for module in ([node.module] if isinstance(node, ast.ImportFrom) else
+                               [alias.name for alias in node.names] if isinstance(node, ast.Import) else [])}
+    assert not {module for module in imported - own
+                if not {canonicalize_name(name) for name in providers.get(module, [module])} & required}
 
 
 # ---- the README's tree --------------------------------------------------------------------------------------

@@ -66,7 +66,7 @@ def test_the_readmes_commands_in_their_order(tmp_path, form, class_folders, tabl
 
 FLAG = re.compile(r"(?<![\w-])--[A-Za-z][\w-]*")  # a whole word: not the --output in --output_dir
 OPTIONS = README[README.index("\n## Options\n"):README.index("\n## Formats\n")]
-NOT_OURS = {"--nproc_per_node", "--nnodes", "--rdzv_backend", "--rdzv_endpoint"}  # torchrun's
+NOT_OURS = {"--nproc_per_node", "--nnodes", "--rdzv_backend", "--rdzv_endpoint", "--index-url"}  # of torchrun and pip
 
 
 def flags_of(script: str) -> set[str]:

@@ -24,9 +24,13 @@ TIFF_WIDTH, TIFF_HEIGHT, TIFF_BITS_PER_SAMPLE, TIFF_SAMPLE_FORMAT = 256, 257, 25
 
 # Measured on crops (benchmarks/RESULTS.md): level 1 with the Up filter takes a fifth of level 6's time for a tenth to
 # a fifth more bytes; OpenCV's own default is as fast and up to half larger.
-FAST_PNG = (cv2.IMWRITE_PNG_COMPRESSION, 1, cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_UP)
-MASK_PNG = (cv2.IMWRITE_PNG_COMPRESSION, 1, cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_NONE,
-            cv2.IMWRITE_PNG_STRATEGY, cv2.IMWRITE_PNG_STRATEGY_RLE)  # two thirds of the time, half the bytes
+# OpenCV before 4.12 cannot choose the filter: there files are larger, with the same pixels.
+FAST_PNG = [cv2.IMWRITE_PNG_COMPRESSION, 1]
+MASK_PNG = [cv2.IMWRITE_PNG_COMPRESSION, 1,
+            cv2.IMWRITE_PNG_STRATEGY, cv2.IMWRITE_PNG_STRATEGY_RLE]  # two thirds of the time, half the bytes
+if hasattr(cv2, "IMWRITE_PNG_FILTER"):
+    FAST_PNG += [cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_UP]
+    MASK_PNG += [cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_NONE]
 
 
 class ImageError(UserError):

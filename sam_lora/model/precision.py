@@ -1,37 +1,80 @@
 """Where a model computes, and in what precision."""
 
 import contextlib
+import os
+import sys
 import time
+import warnings
 from contextlib import AbstractContextManager
 
 import torch
 
 from sam_lora.errors import UserError
+from sam_lora.model import nvidia
 from sam_lora.model.meta import Sam
 from sam_lora.model.processes import add_up
 from sam_lora.ranks import Ranks
 
 
 def select_device(name: str) -> torch.device:
-    """"auto" -> cuda, else mps, else cpu. UserError for any other name that this machine does not have."""
+    """"auto" -> cuda, else mps, else cpu. UserError for any other name that this machine does not have.
+
+    An NVIDIA card that is there but that torch cannot use is reported with what to install: for "auto" in one line on
+    stderr, once on each machine of a torchrun, for "cuda" in the error.
+    """
     if name == "auto":
-        if torch.cuda.is_available():
+        complaint = _complaint_of("cuda")
+        if complaint is None:
             return torch.device("cuda")
-        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+        if torch.backends.mps.is_available():
+            return torch.device("mps")
+        _report_unused_card(complaint)
+        return torch.device("cpu")
+    complaint = _complaint_of(name)
+    if complaint is None:
+        return torch.device(name)
+    if name.partition(":")[0] == "cuda" and (reason := _why_unused(complaint)):
+        raise UserError(f"--device {name}: not available here: {reason}")
+    raise UserError(f"--device {name}: not available here ({complaint}); expected auto, cuda, cuda:N, mps or cpu")
+
+
+def _complaint_of(device: str) -> str | None:
+    """The first line of what torch says when it is to compute on `device`; None if it can."""
     try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about a driver or card too old: also in the error that follows
+            torch.ones(1, device=device).add_(1)  # a kernel: an old card has memory to give and then cannot compute
     except (RuntimeError, AssertionError) as error:
-        raise UserError(f"--device {name}: not available here ({str(error).splitlines()[0]}); "
-                        "expected auto, cuda, cuda:N, mps or cpu") from error
-    return device
+        return str(error).partition("\n")[0].strip() or type(error).__name__
+    return None
+
+
+def _why_unused(complaint: str) -> str | None:
+    """One line on why torch, with this `complaint`, cannot use the NVIDIA card that is there; None if none is there.
+
+    None, too, where torch works with the cards: then the complaint is about a number that no card has, or a full card.
+    """
+    if torch.cuda.is_available() and "no kernel image" not in complaint:
+        return None
+    card = nvidia.find_card()
+    build = nvidia.TorchBuild(torch.__version__, torch.version.cuda)
+    return card and nvidia.why_unused(card, build, complaint, os.environ.get("CUDA_VISIBLE_DEVICES"))
+
+
+def _report_unused_card(complaint: str) -> None:
+    if nvidia.hidden(os.environ.get("CUDA_VISIBLE_DEVICES")) or os.environ.get("LOCAL_RANK", "0") != "0":
+        return  # as the user wants it, or said by the first process of this machine
+    reason = _why_unused(complaint) or (complaint if torch.cuda.is_available() else None)
+    if reason:
+        print(f"warning: going on on the CPU: {reason}", file=sys.stderr)
 
 
 def device_of_process(name: str, ranks: Ranks) -> str:
     """`--device` for this process: with several on a machine, each takes the GPU of its number."""
     if ranks.world_size == 1 or name not in ("auto", "cuda"):
         return name
-    if name == "auto" and not torch.cuda.is_available():
+    if not torch.cuda.is_available():
+        select_device(name)  # says why, where there is a card; an error for "cuda"
         return "cpu"
     if ranks.local_rank >= torch.cuda.device_count():
         raise UserError(f"process {ranks.local_rank} of this machine has no GPU of its own: "

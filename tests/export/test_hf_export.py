@@ -37,8 +37,9 @@ def test_every_key_and_shape_of_every_type_is_hf_s(model_type):
 def test_the_folder_loads_strictly_and_computes_the_same(saved):
     from transformers import SamModel
     folder, sam = saved
-    assert sorted(path.name for path in folder.iterdir()) == ["config.json", "model.safetensors",
-                                                              "preprocessor_config.json", "processor_config.json"]
+    names = {path.name for path in folder.iterdir()}
+    optional = {"processor_config.json"}  # transformers before 5 writes none
+    assert names - optional == {"config.json", "model.safetensors", "preprocessor_config.json"}
     model, info = SamModel.from_pretrained(folder, output_loading_info=True)
     assert not any(info.values()), info
     for probe in parity.make_probes(sam, 2):

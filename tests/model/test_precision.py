@@ -2,9 +2,11 @@
 
 import pytest
 import torch
+from conftest import run_script
+from nvidia_machine import nvidia_smi, posix
 
 from sam_lora.errors import UserError
-from sam_lora.model import precision
+from sam_lora.model import nvidia, precision
 from sam_lora.model.precision import bf16_is_faster, choose_precision, device_of_process, select_device
 from sam_lora.model.sam import build_sam
 from sam_lora.ranks import ALONE, Ranks
@@ -14,6 +16,48 @@ def test_unknown_device_is_told():
     with pytest.raises(UserError, match="--device gpu7: not available here"):
         select_device("gpu7")
     assert select_device("cpu") == torch.device("cpu")
+
+
+@pytest.fixture
+def unused_card(tmp_path, monkeypatch):
+    """This machine gets a T4 with a driver too old for any torch, by a program nvidia-smi; nothing else is on PATH."""
+    if torch.cuda.is_available() or torch.backends.mps.is_available() or nvidia.find_card():
+        pytest.skip("this machine has a GPU of its own")
+    monkeypatch.setenv("PATH", nvidia_smi(tmp_path / "bin", 'echo "Tesla T4, 440.33.01"'))
+    for name in ("CUDA_VISIBLE_DEVICES", "LOCAL_RANK"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@posix
+def test_a_card_that_torch_cannot_use_is_named_in_one_line(unused_card, capsys):
+    assert select_device("auto") == torch.device("cpu")
+    said = capsys.readouterr()
+    assert said.out == "" and said.err.count("\n") == 1
+    assert said.err.startswith(f"warning: going on on the CPU: Tesla T4 (driver 440.33.01) is there, but torch "
+                               f"{torch.__version__} (")
+    with pytest.raises(UserError) as raised:
+        select_device("cuda")
+    assert str(raised.value).startswith("--device cuda: not available here: Tesla T4 (driver 440.33.01) is there, but")
+    select_device("cpu")
+    assert capsys.readouterr().err == ""
+
+
+@posix
+@pytest.mark.parametrize(("variable", "value"), [
+    pytest.param("CUDA_VISIBLE_DEVICES", "", id="hidden on purpose"),
+    pytest.param("LOCAL_RANK", "1", id="not the first"), pytest.param("PATH", "", id="no card")])
+def test_when_nothing_is_said_about_a_card(unused_card, capsys, monkeypatch, variable, value):
+    monkeypatch.setenv(variable, value)
+    assert select_device("auto") == torch.device("cpu")
+    assert capsys.readouterr().err == ""
+
+
+@posix
+def test_a_script_that_is_to_use_the_card_ends_with_an_error_of_one_line(unused_card, tmp_path):
+    done = run_script("train.py", "--device", "cuda", cwd=tmp_path)
+    assert done.returncode == 1 and done.stdout == ""
+    assert done.stderr.startswith("train.py: error: --device cuda: not available here: Tesla T4")
+    assert done.stderr.count("\n") == 1
 
 
 def test_a_small_model_stays_in_float32_on_any_cpu_and_a_large_one_where_bfloat16_is_emulated(monkeypatch):
@@ -60,3 +104,11 @@ def test_which_gpu_a_process_takes(monkeypatch):
         "cuda:1", "cuda:1", "cuda:0", "cpu"]
     with pytest.raises(UserError, match="process 2 of this machine has no GPU of its own: 2 found"):
         device_of_process("cuda", Ranks(2, 3, 2))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_several_processes_without_gpus():
+    ranks = Ranks(1, 2, 1)
+    assert [device_of_process(name, ranks) for name in ("auto", "cuda:3")] == ["cpu", "cuda:3"]
+    with pytest.raises(UserError, match="--device cuda: not available here"):
+        device_of_process("cuda", ranks)

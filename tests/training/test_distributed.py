@@ -133,3 +133,4 @@ def test_a_single_process_needs_no_group():
     layer = torch.nn.Linear(2, 2)
     function = distributed.replicate(lambda module, value: module(value), layer, ranks, torch.device("cpu"))
     assert torch.equal(function(torch.ones(2)), layer(torch.ones(2)))
+    distributed.check_agreement(ranks, {"seed": 1}, [])
