@@ -5,11 +5,14 @@
 
 Crops come from the demo's data set (or your table); the model is vit_mini on the CPU. The loop does what scripts
 around SamPredictor do: for every row it reads the image, calls `set_image` and `predict`, computes the IoU, and writes
-a mask as PNG and a picture as JPEG. Ours does all that run_inference.py does, with a panel for every row. Three
-comparisons:
+a mask as PNG and a picture as JPEG. Ours does all that run_inference.py does, with a panel for every row. Comparisons:
 
-    a row an image     every image once, with three clicks; the loop draws our panel, by the same function
-    3 rows an image    each image with one, two and three clicks; the loop draws our panel
+    a row an image     every image once, with three clicks; the loop draws our panel, by the same function, and its
+                       model has our attention
+    3 rows an image    each image with one, two and three clicks; the rest the same
+    plain, a row an image; plain, 3 rows an image
+                       the loop draws the same panel by code of its own (plain_panel.py), which stays as it is, and its
+                       model is segment_anything's as it comes: what such a script does without this project
     matplotlib         the first table; the loop draws three axes side by side and saves them, as such scripts do
 
 The sides take turns, each in a process of its own with its imports done and its model loaded. Each comparison prints
@@ -29,12 +32,15 @@ from collections.abc import Callable
 from concurrent.futures import Executor, ProcessPoolExecutor
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import sam_lora  # noqa: F401, I001 - before torch, as in the scripts: it says how threads wait
+
 import cv2
 import numpy as np
 import pandas as pd
 import torch
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from plain_panel import plain_panel
 
 from sam_lora import cli, contracts, workers
 from sam_lora.data import imaging
@@ -42,7 +48,7 @@ from sam_lora.data.samples import Sample, read_samples
 from sam_lora.drawing import Example
 from sam_lora.errors import UserError
 from sam_lora.model.meta import SamPredictor
-from sam_lora.model.sam import load_sam
+from sam_lora.model.sam import build_sam, load_sam
 from sam_lora.results import evaluation, pictures
 from sam_lora.results.requests import Candidate, Destination, Runtime, SampleTable
 from sam_lora.tables import points_from_json, points_to_json, resolve_path
@@ -50,7 +56,7 @@ from sam_lora.tables import points_from_json, points_to_json, resolve_path
 ROOT = Path(__file__).resolve().parents[1]
 PROMPTS = 3
 OBJECTS_PER_PHOTO = 3   # of the demo's photos, at least
-MODEL = None            # in the process of one side
+MODEL = STOCK = None    # in the process of one side
 
 
 def get_args_parser() -> argparse.ArgumentParser:
@@ -79,11 +85,13 @@ def main(args: argparse.Namespace) -> None:
         with ProcessPoolExecutor(1, spawn, start, (args.threads, False)) as loop, \
                 ProcessPoolExecutor(1, spawn, start, (args.threads, True)) as ours:
             sides = {"loop": loop, "ours": ours}
-            for draw in ("panel", "matplotlib"):  # the first call of everything is slower
+            for draw in ("panel", "plain", "matplotlib"):  # the first call of everything is slower
                 loop.submit(by_loop, single, folder / f"warm-{draw}", draw).result()
             ours.submit(seconds, by_table, single, folder / "warm").result()
             ratios = [compare(sides, "panel", single, folder, args.rounds, "a row an image"),
                       compare(sides, "panel", shared, folder, args.rounds, f"{PROMPTS} rows an image")]
+            compare(sides, "plain", single, folder, args.rounds, "plain, a row an image")
+            compare(sides, "plain", shared, folder, args.rounds, f"plain, {PROMPTS} rows an image")
             compare(sides, "matplotlib", single, folder, args.rounds, "matplotlib")
     print(f"speedup {min(ratios):.2f}")
 
@@ -142,19 +150,21 @@ def compare(sides: dict[str, Executor], draw: str, test_csv: Path, folder: Path,
     rows = len(masks[0])
     (loop, ours), (loop_cpu, ours_cpu) = np.median(times, axis=0).T / rows * 1e3
     ratio = float(np.median([theirs[0] / mine[0] for theirs, mine in times]))
-    print(f"{title:<16} {rows:>4} rows  ours {ours:6.1f} ms a row ({ours_cpu:.1f} of processor time)  "
+    print(f"{title:<22} {rows:>4} rows  ours {ours:6.1f} ms a row ({ours_cpu:.1f} of processor time)  "
           f"SamPredictor loop {loop:6.1f} ms ({loop_cpu:.1f})  {ratio:5.2f}x", flush=True)
     return ratio
 
 
 def start(threads: int, keep_memory: bool) -> None:
     """Prepare the process of one side."""
-    global MODEL
+    global MODEL, STOCK
     torch.set_num_threads(threads)
     cv2.setNumThreads(threads)
     if keep_memory:  # as both inference scripts do
         workers.keep_freed_memory()
-    MODEL = load_sam("vit_mini")[0].eval()
+    MODEL = load_sam("vit_mini")[0]
+    STOCK = build_sam("vit_mini")
+    STOCK.load_state_dict(MODEL.state_dict())
 
 
 def seconds(run: Callable[..., None], *arguments: object) -> tuple[float, float]:
@@ -173,7 +183,7 @@ def by_table(test_csv: Path, folder: Path) -> None:
 def by_loop(test_csv: Path, folder: Path, draw: str) -> None:
     (folder / "masks").mkdir(parents=True)
     (folder / "samples").mkdir()
-    predictor, scores, samples = SamPredictor(MODEL), [], read_samples(test_csv)
+    predictor, scores, samples = SamPredictor(STOCK if draw == "plain" else MODEL), [], read_samples(test_csv)
     for number, sample in enumerate(samples):
         image = cv2.cvtColor(cv2.imread(str(sample.image)), cv2.COLOR_BGR2RGB)
         predictor.set_image(image)
@@ -184,6 +194,9 @@ def by_loop(test_csv: Path, folder: Path, draw: str) -> None:
         path, heading = str(folder / "samples" / f"{number:05d}.jpg"), f"IoU {scores[-1]:.2f}"
         if draw == "matplotlib":
             by_matplotlib(image, sample, mask, truth, heading, path)
+        elif draw == "plain":
+            panel = plain_panel(image, sample.points, mask, truth, heading, sample.image_text)
+            cv2.imwrite(path, cv2.cvtColor(panel, cv2.COLOR_RGB2BGR))
         else:
             example = Example(image, sample.points, sample.point_labels, None, mask, truth)
             cv2.imwrite(path, cv2.cvtColor(pictures.panel(example, heading, sample.image_text), cv2.COLOR_RGB2BGR))
