@@ -48,6 +48,7 @@ from sam_lora.data.samples import Sample, read_samples
 from sam_lora.drawing import Example
 from sam_lora.errors import UserError
 from sam_lora.model.meta import SamPredictor
+from sam_lora.model.precision import multiply_faster
 from sam_lora.model.sam import build_sam, load_sam
 from sam_lora.results import evaluation, pictures
 from sam_lora.results.requests import Candidate, Destination, Runtime, SampleTable
@@ -78,7 +79,7 @@ def main(args: argparse.Namespace) -> None:
         folder = Path(name)
         single, shared = make_tables(folder, args)
         if args.profile:
-            start(args.threads, keep_memory=True)
+            start(args.threads, ours=True)
             profile(single, folder / "profile", args.profile)
             return
         spawn = multiprocessing.get_context("spawn")
@@ -155,13 +156,14 @@ def compare(sides: dict[str, Executor], draw: str, test_csv: Path, folder: Path,
     return ratio
 
 
-def start(threads: int, keep_memory: bool) -> None:
+def start(threads: int, ours: bool) -> None:
     """Prepare the process of one side."""
     global MODEL, STOCK
     torch.set_num_threads(threads)
     cv2.setNumThreads(threads)
-    if keep_memory:  # as both inference scripts do
+    if ours:  # as both inference scripts do
         workers.keep_freed_memory()
+        multiply_faster()
     MODEL = load_sam("vit_mini")[0]
     STOCK = build_sam("vit_mini")
     STOCK.load_state_dict(MODEL.state_dict())

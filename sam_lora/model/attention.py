@@ -13,7 +13,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sam_lora.model.attention_cpu import chunked_attention, has_bf16_products, narrow_attention
-from sam_lora.model.linear_cpu import speed_up_linear
 from sam_lora.model.meta import Attention, Block, DecoderAttention, Sam, get_rel_pos
 from sam_lora.model.relative_positions import fold
 
@@ -21,8 +20,7 @@ WIDTH_MULTIPLE = 8  # the GPU's kernels want a head's width to be a multiple of 
 
 
 def speed_up(sam: Sam) -> None:
-    """Make the blocks and layers of `sam` compute as this module and linear_cpu.py do. Parameters and their names stay
-    the same.
+    """Make the blocks and layers of `sam` compute as this module does. Parameters and their names stay the same.
 
     Call it before or after adding LoRA, but before `sam.checkpoint_blocks`. Only this model's modules change class;
     segment_anything's classes are left alone.
@@ -33,7 +31,6 @@ def speed_up(sam: Sam) -> None:
     for layer in sam.mask_decoder.transformer.layers:
         if type(layer.cross_attn_image_to_token) is DecoderAttention:
             layer.cross_attn_image_to_token.__class__ = FewKeysAttention
-    speed_up_linear(sam)
 
 
 class FastBlock(Block):

@@ -4,6 +4,7 @@ import dataclasses
 
 from sam_lora import workers
 from sam_lora.model.meta import Sam
+from sam_lora.model.precision import multiply_faster
 from sam_lora.results import annotate, evaluation
 from sam_lora.results.requests import Candidate, Destination, PhotoFolder, Runtime, SampleTable, SinglePhoto
 
@@ -12,6 +13,8 @@ def infer(candidate: Candidate, request: SampleTable | SinglePhoto | PhotoFolder
           runtime: Runtime) -> None:
     """Carry out the request on the runtime's device. Raises UserError."""
     workers.keep_freed_memory()
+    if runtime.device.type == "cpu":
+        multiply_faster()
 
     def load() -> Sam:
         return load_anywhere().to(runtime.device)
