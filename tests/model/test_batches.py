@@ -19,7 +19,9 @@ from sam_lora.model.batches import (
     group_rows,
     make_loader,
     mask_to_target,
+    read_image,
 )
+from sam_lora.model.meta import ResizeLongestSide
 
 SIDE = 64
 
@@ -261,3 +263,13 @@ def test_a_file_that_breaks_after_the_check_is_one_error_in_this_process(table, 
     with pytest.raises(UserError, match=message) as error:
         list(batches(make_loader(dataset, SIDE, 1, num_workers, pin_memory=False)))
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(("width", "height"), [
+    pytest.param(40, 23, id="enlarged"), pytest.param(150, 201, id="reduced"), pytest.param(64, 5, id="as large")])
+def test_an_image_is_resized_as_by_segment_anything(width, height, tmp_path):
+    image = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
+    assert cv2.imwrite(str(tmp_path / "image.png"), image[:, :, ::-1])
+    resized, size = read_image(tmp_path / "image.png", ResizeLongestSide(SIDE))
+    assert size == (height, width)
+    np.testing.assert_array_equal(resized.permute(1, 2, 0).numpy(), ResizeLongestSide(SIDE).apply_image(image))
