@@ -16,8 +16,9 @@ a mask as PNG and a picture as JPEG. Ours does all that run_inference.py does, w
     matplotlib         the first table; the loop draws three axes side by side and saves them, as such scripts do
 
 The sides take turns, each in a process of its own with its imports done and its model loaded. Each comparison prints
-its medians; the last line is `speedup X.XX`, the smaller median ratio of the first two, where pictures cost both the
-same.
+its medians. On a machine with other work the ratio of processor times is the one to go by: the ratio of wall times then
+says how the system shares its cores. The last line is `speedup X.XX`, the smaller median ratio of the first two, where
+pictures cost both the same.
 """
 
 import argparse
@@ -150,10 +151,10 @@ def compare(sides: dict[str, Executor], draw: str, test_csv: Path, folder: Path,
             sys.exit(f"{theirs.name}: the masks differ")
     rows = len(masks[0])
     (loop, ours), (loop_cpu, ours_cpu) = np.median(times, axis=0).T / rows * 1e3
-    ratio = float(np.median([theirs[0] / mine[0] for theirs, mine in times]))
+    ratio, cpu_ratio = np.median([np.divide(*pair) for pair in times], axis=0)
     print(f"{title:<22} {rows:>4} rows  ours {ours:6.1f} ms a row ({ours_cpu:.1f} of processor time)  "
-          f"SamPredictor loop {loop:6.1f} ms ({loop_cpu:.1f})  {ratio:5.2f}x", flush=True)
-    return ratio
+          f"SamPredictor loop {loop:6.1f} ms ({loop_cpu:.1f})  {ratio:5.2f}x, {cpu_ratio:.2f}x in processor time", flush=True)
+    return float(ratio)
 
 
 def start(threads: int, ours: bool) -> None:
