@@ -153,7 +153,8 @@ def compare(sides: dict[str, Executor], draw: str, test_csv: Path, folder: Path,
     (loop, ours), (loop_cpu, ours_cpu) = np.median(times, axis=0).T / rows * 1e3
     ratio, cpu_ratio = np.median([np.divide(*pair) for pair in times], axis=0)
     print(f"{title:<22} {rows:>4} rows  ours {ours:6.1f} ms a row ({ours_cpu:.1f} of processor time)  "
-          f"SamPredictor loop {loop:6.1f} ms ({loop_cpu:.1f})  {ratio:5.2f}x, {cpu_ratio:.2f}x in processor time", flush=True)
+          f"SamPredictor loop {loop:6.1f} ms ({loop_cpu:.1f})  {ratio:5.2f}x, {cpu_ratio:.2f}x in processor "
+          "time", flush=True)
     return float(ratio)
 
 
