@@ -63,6 +63,11 @@ class Scaled:
         return cv2.resize(mask.astype(np.float32), self.size,
                           interpolation=cv2.INTER_AREA if self.scale < 1 else cv2.INTER_NEAREST)
 
+    def cover(self, mask: np.ndarray) -> np.ndarray:
+        """`coverage` in whole numbers up to 255, (h, w) uint8."""
+        return cv2.resize(mask.view(np.uint8) * np.uint8(255), self.size,
+                          interpolation=cv2.INTER_AREA if self.scale < 1 else cv2.INTER_NEAREST)
+
     @cached_property
     def dimmed(self) -> np.ndarray:
         """The image grey and dimmed, (h, w, 3)."""
@@ -71,20 +76,20 @@ class Scaled:
 
     def tinted(self, areas: Sequence[tuple[np.ndarray, tuple[int, int, int]]], outline: np.ndarray,
                grey: bool = True) -> np.ndarray:
-        """The image under coloured areas. The white outline runs just outside its mask, which may be thin.
+        """The image under coloured areas; these and the outline's are masks by `cover`, (h, w) uint8.
 
-        With `grey`, the image is dimmed and grey, so that colour only means the areas.
+        The white outline runs just outside its mask, which may be thin. With `grey`, the image is dimmed and grey, so
+        that colour only means the areas.
         """
         picture = (self.dimmed if grey else self.image).copy()
-        for mask, colour in areas:
-            self._tint(picture, mask, colour)
-        around = cv2.dilate(cv2.compare(self._cover(outline), 127, cv2.CMP_GT), np.ones((3, 3), np.uint8))
+        for cover, colour in areas:
+            self._tint(picture, cover, colour)
+        around = cv2.dilate(cv2.compare(outline, 127, cv2.CMP_GT), np.ones((3, 3), np.uint8))
         contours, _ = cv2.findContours(around, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
         return cv2.drawContours(picture, contours, -1, (255, 255, 255), 1, cv2.LINE_AA)
 
-    def _tint(self, picture: np.ndarray, mask: np.ndarray, colour: tuple[int, int, int]) -> None:
-        """Lays a colour over `picture` where the mask is; only the rectangle around the mask is computed."""
-        cover = self._cover(mask)
+    def _tint(self, picture: np.ndarray, cover: np.ndarray, colour: tuple[int, int, int]) -> None:
+        """Lays a colour over `picture` as far as it is covered; only the rectangle around that is computed."""
         x, y, width, height = cv2.boundingRect(cover)
         if not width:
             return
@@ -97,11 +102,6 @@ class Scaled:
             region[:] = cv2.blendLinear(region, tint, 1 - weight, weight)
         else:
             cv2.copyTo(tint, cover, region)
-
-    def _cover(self, mask: np.ndarray) -> np.ndarray:
-        """`coverage` in whole numbers up to 255, (h, w) uint8."""
-        return cv2.resize(mask.view(np.uint8) * np.uint8(255), self.size,
-                          interpolation=cv2.INTER_AREA if self.scale < 1 else cv2.INTER_NEAREST)
 
     def with_prompt(self, picture: np.ndarray) -> np.ndarray:
         """Draws the box, + for foreground points and - for background points on `picture`."""
