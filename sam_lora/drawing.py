@@ -6,9 +6,10 @@ differ in hue and in brightness, tell right, too much and missed apart for colou
 
 import importlib.util
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 import cv2
@@ -20,6 +21,7 @@ LEGEND = ((RIGHT, "right"), (TOO_MUCH, "too much"), (MISSED, "missed"))
 BACKGROUND, INK, GREY = (250, 250, 250), (20, 20, 20), (105, 105, 105)
 OPACITY, DIM = 0.6, 0.8  # of the colours; of the grey picture under them
 GAP = 8
+JOINED = "\u0590"  # from Hebrew on, letters join, run from right to left or combine
 CROP_TILE, CROP_COLUMNS = (200, 150), 6          # (w, h)
 
 
@@ -61,24 +63,45 @@ class Scaled:
         return cv2.resize(mask.astype(np.float32), self.size,
                           interpolation=cv2.INTER_AREA if self.scale < 1 else cv2.INTER_NEAREST)
 
+    def cover(self, mask: np.ndarray) -> np.ndarray:
+        """`coverage` in whole numbers up to 255, (h, w) uint8."""
+        return cv2.resize(mask.view(np.uint8) * np.uint8(255), self.size,
+                          interpolation=cv2.INTER_AREA if self.scale < 1 else cv2.INTER_NEAREST)
+
+    @cached_property
+    def dimmed(self) -> np.ndarray:
+        """The image grey and dimmed, (h, w, 3)."""
+        grey = cv2.convertScaleAbs(cv2.cvtColor(self.image, cv2.COLOR_RGB2GRAY), alpha=DIM)
+        return cv2.cvtColor(grey, cv2.COLOR_GRAY2RGB)
+
     def tinted(self, areas: Sequence[tuple[np.ndarray, tuple[int, int, int]]], outline: np.ndarray,
                grey: bool = True) -> np.ndarray:
-        """The image under coloured areas. The white outline runs just outside its mask, which may be thin.
+        """The image under coloured areas; these and the outline's are masks by `cover`, (h, w) uint8.
 
-        With `grey`, the image is dimmed and grey, so that colour only means the areas.
+        The white outline runs just outside its mask, which may be thin. With `grey`, the image is dimmed and grey, so
+        that colour only means the areas.
         """
-        picture = self.image
-        if grey:
-            picture = cv2.merge([cv2.convertScaleAbs(cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY), alpha=DIM)] * 3)
-        for mask, colour in areas:
-            weight = np.float32(OPACITY) * self.coverage(mask)
-            paint = cv2.merge([np.full(weight.shape, value, np.uint8) for value in colour])
-            picture = cv2.blendLinear(picture, paint, 1 - weight, weight)
-        if picture is self.image:
-            picture = picture.copy()
-        around = cv2.dilate((self.coverage(outline) > 0.5).astype(np.uint8), np.ones((3, 3), np.uint8))
-        contours, _ = cv2.findContours(around, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
+        picture = (self.dimmed if grey else self.image).copy()
+        for cover, colour in areas:
+            self._tint(picture, cover, colour)
+        around = cv2.dilate(cv2.compare(outline, 127, cv2.CMP_GT), np.ones((3, 3), np.uint8))
+        contours, _ = cv2.findContours(around, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
         return cv2.drawContours(picture, contours, -1, (255, 255, 255), 1, cv2.LINE_AA)
+
+    def _tint(self, picture: np.ndarray, cover: np.ndarray, colour: tuple[int, int, int]) -> None:
+        """Lays a colour over `picture` as far as it is covered; only the rectangle around that is computed."""
+        x, y, width, height = cv2.boundingRect(cover)
+        if not width:
+            return
+        rectangle = slice(y, y + height), slice(x, x + width)
+        region, cover = picture[rectangle], cover[rectangle]
+        paint = cv2.merge([np.full(cover.shape, value, np.uint8) for value in colour])
+        tint = cv2.addWeighted(region, 1 - OPACITY, paint, OPACITY, 0)
+        if self.scale < 1:
+            weight = cover * np.float32(1 / 255)
+            region[:] = cv2.blendLinear(region, tint, 1 - weight, weight)
+        else:
+            cv2.copyTo(tint, cover, region)
 
     def with_prompt(self, picture: np.ndarray) -> np.ndarray:
         """Draws the box, + for foreground points and - for background points on `picture`."""
@@ -152,15 +175,49 @@ def font_of(size: int) -> ImageFont.ImageFont:
 
 def text_strip(text: str, width: int, size: int, colour: tuple[int, int, int]) -> np.ndarray:
     """A strip of one line, cut with … where it is longer than `width`."""
-    font = font_of(size)
     text = " ".join(text.split())[:width]  # no letter is narrower than a pixel
-    if font.getlength(text) > width:
+    parts = [text_ink(part, size) for part in parts_of(text)]
+    if sum(length for _, length in parts) > width:
+        font = font_of(size)
         while text and font.getlength(text + "…") > width:
             text = text[:-1]
-        text += "…"
-    strip = Image.new("RGB", (width, round(size * 1.5)), BACKGROUND)
-    ImageDraw.Draw(strip).text((0, round(size * 0.1)), text, colour, font)
-    return np.array(strip)
+        parts = [text_ink(part, size) for part in parts_of(text + "…")]
+    height, left = round(size * 1.5), 0.0
+    strip, line = blank(height, width), np.zeros((height, width), np.uint8)
+    for ink, length in parts:
+        start = round(left)
+        place = line[:, start:start + ink.shape[1]]
+        np.maximum(place, ink[:, :place.shape[1]], out=place)
+        left += length
+    used = slice(0, max(1, math.ceil(left) + 1))
+    strip[:, used] = cv2.LUT(cv2.cvtColor(line[:, used], cv2.COLOR_GRAY2RGB), _shades(colour))
+    return strip
+
+
+def parts_of(text: str) -> list[str]:
+    """The text in parts that look the same alone: words, and a path's folders.
+
+    Text with letters that join or run from right to left stays whole.
+    """
+    return re.findall(r"[^ /]+[ /]?|[ /]", text) if max(text, default="") < JOINED else [text]
+
+
+@lru_cache(1024)
+def text_ink(text: str, size: int) -> tuple[np.ndarray, float]:
+    """How much of each pixel the text covers, (1.5 * size, w) uint8, and its length in pixels. Kept: most words recur.
+    """
+    font = font_of(size)
+    length = font.getlength(text)
+    ink = Image.new("L", (math.ceil(length) + 1, round(size * 1.5)))
+    ImageDraw.Draw(ink).text((0, round(size * 0.1)), text, 255, font)
+    return np.asarray(ink), length
+
+
+@lru_cache
+def _shades(colour: tuple[int, int, int]) -> np.ndarray:
+    """From the background to `colour`, (1, 256, 3) uint8."""
+    steps = np.linspace(0, 1, 256)[None, :, None]
+    return np.round(BACKGROUND + steps * (np.array(colour) - BACKGROUND)).astype(np.uint8)
 
 
 def chip(text: str, colour: tuple[int, int, int]) -> np.ndarray:
@@ -172,7 +229,9 @@ def chip(text: str, colour: tuple[int, int, int]) -> np.ndarray:
     return cv2.copyMakeBorder(np.array(plate), 1, 1, 1, 1, cv2.BORDER_CONSTANT, value=INK)
 
 
+@lru_cache
 def legend(width: int, lead: str = "") -> np.ndarray:
+    """The colours and what they mean, after the words of `lead`. Do not draw on it: it is kept."""
     size = 13
     strip = Image.new("RGB", (width, round(size * 1.8)), BACKGROUND)
     draw, font = ImageDraw.Draw(strip), font_of(size)

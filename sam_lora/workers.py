@@ -25,15 +25,33 @@ def map_in_threads(function: Callable, items: Iterable, threads: int = THREADS) 
     Giving up (an error, Ctrl-C, closing the iterator) waits for the calls that have begun.
     """
     pool, pending = ThreadPoolExecutor(threads), deque()
-    try:
-        for item in items:
-            pending.append(pool.submit(function, item))
-            if len(pending) > 2 * threads:
+    with _one_opencv_thread():
+        try:
+            for item in items:
+                pending.append(pool.submit(function, item))
+                if len(pending) > 2 * threads:
+                    yield pending.popleft().result()
+            while pending:
                 yield pending.popleft().result()
-        while pending:
-            yield pending.popleft().result()
+        finally:
+            _shut_down(pool)
+
+
+_opencv_users: list[int] = []  # for each block that is open, how many threads OpenCV had when the first one began
+
+
+@contextmanager
+def _one_opencv_thread() -> Iterator[None]:
+    """Calls of OpenCV take one core each: threads of its own, waiting for work, would take time from the caller's."""
+    import cv2
+    _opencv_users.append(_opencv_users[0] if _opencv_users else cv2.getNumThreads())
+    cv2.setNumThreads(1)
+    try:
+        yield
     finally:
-        _shut_down(pool)
+        threads = _opencv_users.pop()
+        if not _opencv_users:
+            cv2.setNumThreads(threads)
 
 
 def map_in_order(function: Callable, items: Sequence, num_workers: int, description: str) -> Iterator:

@@ -6,6 +6,7 @@ import cv2
 import numpy as np
 import pytest
 from grey_example import example
+from PIL import Image, ImageDraw
 
 from sam_lora import drawing
 from sam_lora.drawing import MISSED, RIGHT, TOO_MUCH, Scaled, text_strip
@@ -35,6 +36,20 @@ def test_any_text_fits(text):
     assert text_strip(text, 200, 15, (0, 0, 0)).shape[1] == 200
     strip = text_strip("Ж", 200, 15, (0, 0, 0))
     assert not np.array_equal(strip, text_strip("Ш", 200, 15, (0, 0, 0)))  # not two boxes for missing letters
+
+
+@pytest.mark.parametrize("text", ["crack · IoU 0.78", "no. 1: /data/crops/Class_1 a/images/AVAToWa_001.png", "f/",
+                                  "Зубной камень", "שלום עולם", "牙结石 ½"])
+def test_a_text_looks_as_if_it_were_drawn_whole(text):
+    """Its words are drawn once and kept; each may lie half a pixel off."""
+    whole = Image.new("RGB", (600, 26), drawing.BACKGROUND)
+    ImageDraw.Draw(whole).text((0, 2), text, drawing.INK, drawing.font_of(17))
+    expected = drawing.BACKGROUND[0] - np.asarray(whole).astype(float)
+    for _ in range(2):
+        ink = drawing.BACKGROUND[0] - text_strip(text, 600, 17, drawing.INK).astype(float)
+        assert np.abs(np.cumsum(ink.sum(axis=(0, 2))) - np.cumsum(expected.sum(axis=(0, 2)))).max() < 2 * 26 * 230
+        assert ink.sum() == pytest.approx(expected.sum(), rel=0.02)
+        assert np.nonzero(ink)[1].max() == pytest.approx(np.nonzero(expected)[1].max(), abs=1)
 
 
 def test_the_three_colours_differ_in_brightness_too():

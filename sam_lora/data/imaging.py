@@ -86,9 +86,9 @@ def load_mask(path: str | Path) -> np.ndarray:
             values = _deep_pixels(path, image)
             values = values if values.ndim == 2 else values.max(axis=2)
         else:
-            values = np.array(image if image.mode == "P" else image.convert("L"))
-        mask = Image.fromarray(values > values.max() / 2)
-        return np.array(_turned(mask, _orientation(image)))
+            values = np.asarray(image if image.mode in ("P", "L") else image.convert("L"))
+        mask, orientation = values > values.max() / 2, _orientation(image)
+        return mask if orientation == 1 else np.array(_turned(Image.fromarray(mask), orientation))
 
 
 def image_size(path: str | Path, upright: bool = True) -> tuple[int, int]:

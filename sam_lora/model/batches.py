@@ -11,6 +11,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
@@ -147,7 +148,10 @@ class PromptedImages(Dataset):
 def read_image(path: Path, transform: ResizeLongestSide) -> tuple[Tensor, tuple[int, int]]:
     """An image file in the model frame, not padded, (3, h, w) uint8 RGB, and its own (H, W). Raises ImageError."""
     image = load_image(path)
-    return torch.from_numpy(np.ascontiguousarray(transform.apply_image(image))).permute(2, 0, 1), image.shape[:2]
+    height, width = transform.get_preprocess_shape(*image.shape[:2], transform.target_length)
+    # what `transform.apply_image` does, without torchvision's own steps around it
+    resized = Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR)
+    return torch.from_numpy(np.array(resized)).permute(2, 0, 1), image.shape[:2]
 
 
 def pad_images(images: Sequence[Tensor], side: int) -> Tensor:

@@ -5,6 +5,7 @@ Pictures are (H, W, 3) uint8 RGB.
 
 from collections.abc import Iterable, Sequence
 
+import cv2
 import numpy as np
 
 from sam_lora.drawing import (
@@ -106,7 +107,8 @@ def change_cell(base: Example, tuned: Example, heading: str, subheading: str) ->
 def overlay(example: Example) -> np.ndarray:
     """The image with its prompt and the predicted mask on it, small images enlarged and large ones reduced."""
     scaled = Scaled(example, scale_to_area(example, OVERLAY_AREA, OVERLAY_LONGEST))
-    return scaled.with_prompt(scaled.tinted([(example.predicted, RIGHT)], outline=example.predicted, grey=False))
+    cover = scaled.cover(example.predicted)
+    return scaled.with_prompt(scaled.tinted([(cover, RIGHT)], outline=cover, grey=False))
 
 
 def numbered_overlay(examples: Iterable[Example]) -> np.ndarray:
@@ -118,8 +120,8 @@ def numbered_overlay(examples: Iterable[Example]) -> np.ndarray:
     for number, example in enumerate(examples, start=1):
         scaled = Scaled(example, scale_to_area(example, OVERLAY_AREA, OVERLAY_LONGEST), picture)
         colour = OBJECT_COLOURS[(number - 1) % len(OBJECT_COLOURS)]
-        tinted = scaled.tinted([(example.predicted, colour)], outline=example.predicted, grey=False)
-        picture = scaled.with_prompt(tinted)
+        cover = scaled.cover(example.predicted)
+        picture = scaled.with_prompt(scaled.tinted([(cover, colour)], outline=cover, grey=False))
         plates.append((scaled.middle(), chip(str(number), colour)))
     for (x, y), plate in plates:  # last, so that no mask covers a number
         height, width = np.minimum(plate.shape[:2], picture.shape[:2]).tolist()
@@ -130,11 +132,12 @@ def numbered_overlay(examples: Iterable[Example]) -> np.ndarray:
 
 
 def tiles_of(scaled: Scaled) -> list[np.ndarray]:
-    predicted, truth = scaled.example.predicted, scaled.example.truth
-    tiles = [scaled.with_prompt(scaled.image.copy())]
+    tiles, truth = [scaled.with_prompt(scaled.image.copy())], scaled.example.truth
+    predicted = scaled.cover(scaled.example.predicted)
     if truth is None:
         return [*tiles, scaled.tinted([(predicted, RIGHT)], outline=predicted)]
-    areas = [(predicted & truth, RIGHT), (predicted & ~truth, TOO_MUCH), (truth & ~predicted, MISSED)]
+    right, truth = scaled.cover(scaled.example.predicted & truth), scaled.cover(truth)
+    areas = [(right, RIGHT), (cv2.subtract(predicted, right), TOO_MUCH), (cv2.subtract(truth, right), MISSED)]
     return [*tiles, scaled.tinted(areas, outline=predicted), scaled.tinted([(truth, RIGHT)], outline=truth)]
 
 

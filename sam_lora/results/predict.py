@@ -208,5 +208,5 @@ def helpers(device: torch.device) -> int:
 
 def default_batch_size(side: int, device: torch.device) -> int:
     """Images that go through the encoder together, from 1 to 32: fewer the larger the model frame."""
-    pixels = 8 * 256 ** 2 if device.type == "cpu" else 4 * 1024 ** 2
+    pixels = 16 * 256 ** 2 if device.type == "cpu" else 4 * 1024 ** 2
     return min(32, max(1, pixels // side ** 2))

@@ -9,7 +9,9 @@ import base64
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
@@ -19,6 +21,9 @@ from sam_lora import contracts
 from sam_lora.data import imaging
 from sam_lora.errors import UserError
 from sam_lora.tables import read_table
+
+if TYPE_CHECKING:
+    import jinja2
 
 TEMPLATE = "report.html.j2"
 GALLERY_PICTURES = 60                     # on the whole page; samples/ has all
@@ -163,10 +168,15 @@ def write_report(folder: Path, prefix: str, facts: Mapping[str, object], finding
 
 def render(page: Page) -> str:
     """The page as HTML; whatever it holds is escaped, and characters that HTML forbids are replaced."""
+    return _template().render(page=page)
+
+
+@cache
+def _template() -> "jinja2.Template":
     import jinja2
     environment = jinja2.Environment(loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True,
                                      undefined=jinja2.StrictUndefined, finalize=_allowed)
-    return environment.get_template(TEMPLATE).render(page=page)
+    return environment.get_template(TEMPLATE)
 
 
 def _allowed(value: object) -> object:

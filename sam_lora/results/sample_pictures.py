@@ -1,5 +1,6 @@
 """Which samples of a scored table are drawn, and how: samples/ one by one, predictions.jpg as a contact sheet."""
 
+import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
@@ -13,7 +14,7 @@ from sam_lora.data import imaging
 from sam_lora.data.samples import Sample
 from sam_lora.drawing import Example
 from sam_lora.results import pictures
-from sam_lora.workers import map_in_threads
+from sam_lora.workers import THREADS, map_in_threads
 
 
 def choose_pictures(names: Sequence[str], count: int, seed: int) -> list[int]:
@@ -35,11 +36,14 @@ def draw(results: pd.DataFrame, samples: Sequence[Sample], folder: Path, title: 
     median and highest IoU. `drawn`: by row, what `draw_sample` has returned already."""
     sections = sheet_sections(results, results.index[results["picture"] != ""].tolist())
 
-    def draw_row(row: int) -> tuple[int, np.ndarray]:
-        return row, draw_sample(samples[row], results.loc[row], row + 1, folder)
-
     rows = sorted({row for _, rows in sections for row in rows} - drawn.keys())
-    cells = {**drawn, **dict(tqdm(map_in_threads(draw_row, rows), "drawing", len(rows), unit="picture", disable=None))}
+    shown = dict(zip(rows, results.loc[rows].to_dict("records")))
+
+    def draw_row(row: int) -> tuple[int, np.ndarray]:
+        return row, draw_sample(samples[row], shown[row], row + 1, folder)
+
+    newly_drawn = map_in_threads(draw_row, rows, min(THREADS, os.cpu_count() or 1))
+    cells = {**drawn, **dict(tqdm(newly_drawn, "drawing", len(rows), unit="picture", disable=None))}
     iou = pd.to_numeric(results["iou"], errors="coerce")
     if iou.notna().any():
         title += f", mean IoU {iou.mean():.3f} over {iou.notna().sum()} objects"
@@ -64,7 +68,7 @@ def sheet_sections(results: pd.DataFrame, chosen: Sequence[int]) -> list[tuple[s
     return [*sections, (f"{heading}, by class", sorted(chosen, key=lambda row: (names[row], row)))]
 
 
-def draw_sample(sample: Sample, result: pd.Series | Mapping[str, object], number: int, folder: Path) -> np.ndarray:
+def draw_sample(sample: Sample, result: Mapping[str, object], number: int, folder: Path) -> np.ndarray:
     """The contact sheet's cell for one row of the results; also writes its panel if the row names a picture."""
     truth = None if sample.label is None else imaging.load_mask(sample.label)
     example = Example(imaging.load_image(sample.image), sample.points, sample.point_labels, sample.box,
@@ -75,7 +79,7 @@ def draw_sample(sample: Sample, result: pd.Series | Mapping[str, object], number
         estimate = f"model's own estimate {result['predicted_iou']:.2f}"
         panel = pictures.panel(example, " · ".join([result["class_name"], *scores, estimate]),
                                f"no. {number}: {sample.image_text}")
-        imaging.write_jpeg(folder / result["picture"], panel)
+        (folder / result["picture"]).write_bytes(imaging.encode_jpeg(panel))  # not atomic: the folder is staged
     return pictures.sheet_cell(example, " · ".join([result["class_name"], *scores[:1], f"no. {number}"]))
 
 

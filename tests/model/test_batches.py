@@ -20,7 +20,9 @@ from sam_lora.model.batches import (
     load_in_threads,
     make_loader,
     mask_to_target,
+    read_image,
 )
+from sam_lora.model.meta import ResizeLongestSide
 
 SIDE = 64
 
@@ -281,3 +283,13 @@ def test_a_broken_file_that_a_thread_meets_is_raised_where_batches_are_used(tabl
     (tmp_path / "tall.png").write_bytes(b"no image")
     with pytest.raises(UserError, match=r"tall\.png"):
         list(batches(load_in_threads(images, SIDE, [[0], [1, 2]], pin_memory=False, threads=2)))
+
+
+@pytest.mark.parametrize(("width", "height"), [
+    pytest.param(40, 23, id="enlarged"), pytest.param(150, 201, id="reduced"), pytest.param(64, 5, id="as large")])
+def test_an_image_is_resized_as_by_segment_anything(width, height, tmp_path):
+    image = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
+    assert cv2.imwrite(str(tmp_path / "image.png"), image[:, :, ::-1])
+    resized, size = read_image(tmp_path / "image.png", ResizeLongestSide(SIDE))
+    assert size == (height, width)
+    np.testing.assert_array_equal(resized.permute(1, 2, 0).numpy(), ResizeLongestSide(SIDE).apply_image(image))

@@ -7,7 +7,7 @@ from nvidia_machine import nvidia_smi, posix
 
 from sam_lora.errors import UserError
 from sam_lora.model import nvidia, precision
-from sam_lora.model.precision import bf16_is_faster, choose_precision, device_of_process, select_device
+from sam_lora.model.precision import bf16_is_faster, choose_precision, device_of_process, multiply_faster, select_device
 from sam_lora.model.sam import build_sam
 from sam_lora.ranks import ALONE, Ranks
 
@@ -58,6 +58,28 @@ def test_a_script_that_is_to_use_the_card_ends_with_an_error_of_one_line(unused_
     assert done.returncode == 1 and done.stdout == ""
     assert done.stderr.startswith("train.py: error: --device cuda: not available here: Tesla T4")
     assert done.stderr.count("\n") == 1
+
+
+@pytest.fixture
+def allowed_precision():
+    """What PyTorch allows products of float32 matrices to lose, in words; put back afterwards."""
+    before = torch.get_float32_matmul_precision()
+    yield torch.get_float32_matmul_precision
+    torch.set_float32_matmul_precision(before)
+
+
+def test_faster_products_are_still_float32(allowed_precision):
+    one, other = torch.randn(2, 300, 200, generator=torch.Generator().manual_seed(0))
+    multiply_faster()
+    exact = one.double() @ other.double().T
+    assert (one @ other.T - exact).abs().max() < 1e-6 * exact.abs().max()
+
+
+def test_where_faster_products_would_round_more_they_stay_as_they_were(allowed_precision, monkeypatch):
+    full = torch.full
+    monkeypatch.setattr(torch, "full", lambda *arguments: full(*arguments).bfloat16().float())  # as AMX would
+    multiply_faster()
+    assert allowed_precision() == "highest"
 
 
 def test_a_small_model_stays_in_float32_on_any_cpu_and_a_large_one_where_bfloat16_is_emulated(monkeypatch):

@@ -196,6 +196,6 @@ def test_an_error_in_a_thread_leaves_pytorch_s_threads_as_they_were(mini, shared
 
 
 @pytest.mark.parametrize(("side", "device", "expected"), [
-    (256, "cpu", 8), (1024, "cpu", 1), (256, "cuda", 32), (1024, "cuda", 4), (64, "cpu", 32)])
+    (256, "cpu", 16), (1024, "cpu", 1), (256, "cuda", 32), (1024, "cuda", 4), (64, "cpu", 32)])
 def test_default_batch_size(side, device, expected):
     assert default_batch_size(side, torch.device(device)) == expected
