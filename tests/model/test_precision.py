@@ -7,7 +7,13 @@ from nvidia_machine import nvidia_smi, posix
 
 from sam_lora.errors import UserError
 from sam_lora.model import nvidia, precision
-from sam_lora.model.precision import bf16_is_faster, choose_precision, device_of_process, multiply_faster, select_device
+from sam_lora.model.precision import (
+    bf16_is_faster,
+    choose_precision,
+    device_of_process,
+    multiply_faster,
+    select_device,
+)
 from sam_lora.model.sam import build_sam
 from sam_lora.ranks import ALONE, Ranks
 
@@ -103,16 +109,18 @@ def test_precision_on_a_gpu_whose_float32_products_are_tf32(monkeypatch, name, h
         torch.set_float32_matmul_precision(before)
 
 
-def test_precision_on_a_cpu(monkeypatch):
-    cpu, sam, before = torch.device("cpu"), build_sam("vit_mini"), torch.get_float32_matmul_precision()
+def test_precision_on_a_cpu(allowed_precision):
+    multiply_faster()
+    cpu, sam, faster = torch.device("cpu"), build_sam("vit_mini"), allowed_precision()
+    torch.set_float32_matmul_precision("high")
     assert choose_precision("auto", cpu, sam, ALONE) == "fp32" and choose_precision("bf16", cpu, sam, ALONE) == "bf16"
-    assert torch.get_float32_matmul_precision() == before
+    assert allowed_precision() == faster
     with pytest.raises(UserError, match="--precision fp16: needs a GPU"):
         choose_precision("fp16", cpu, sam, ALONE)
 
 
 @pytest.mark.parametrize(("machines", "expected"), [(3, "bf16"), (2, "fp32")])
-def test_several_cpus_compute_in_bf16_only_if_it_is_faster_on_all(monkeypatch, machines, expected):
+def test_several_cpus_compute_in_bf16_only_if_it_is_faster_on_all(allowed_precision, monkeypatch, machines, expected):
     monkeypatch.setattr(precision, "bf16_is_faster", lambda sam: True)
     monkeypatch.setattr(precision, "add_up", lambda values, ranks: torch.tensor([float(machines)]))
     assert choose_precision("auto", torch.device("cpu"), build_sam("vit_mini"), Ranks(0, 3)) == expected
