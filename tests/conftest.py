@@ -27,7 +27,7 @@ ROOT = Path(__file__).resolve().parents[1]
 WATCH = ROOT / "tests" / "watch"
 # A socket's path has 103 bytes at most on macOS, 107 on Linux; multiprocessing adds /pymp-xxxxxxxx/listener-xxxxxxxx.
 LONGEST_TEMPORARY_FOLDER = 70
-SLOWEST_FILES = ("test_train.py", "test_export_sam.py", "test_walkthrough.py", "test_distributed.py",
+SLOWEST_FILES = ("test_gpu_run.py", "test_train.py", "test_export_sam.py", "test_walkthrough.py", "test_distributed.py",
                  "test_inference_processes.py")
 PATIENCE = 120  # seconds for something that must come; no test passes or fails by how soon it does
 TRAIN_ROWS, VAL_ROWS, TEST_ROWS = 6, 4, 6
