@@ -50,8 +50,7 @@ MULTIMASK_WEIGHT = 0.0      # which of three masks is the best is a choice that 
 KEPT_BLOCKS = 4             # the last ones, which would train with --lora_blocks 4
 EMBEDDINGS = ("encoder", f"kept features, {KEPT_BLOCKS} blocks open", "embeddings of kept features")
 FLOAT32, FLOAT32_GRADIENTS = 1e-4, 1e-3     # allowed differences
-# Times segment_anything's: a few prompts vary more than a picture's embeddings, and one rounding may decide which of
-# the three masks trains.
+# Times segment_anything's: two ways to round are never equally far off, least so on a few prompts.
 BFLOAT16_EMBEDDINGS, BFLOAT16, BFLOAT16_GRADIENTS = 1.5, 2.0, 2.5
 BFLOAT16_STEP = 2 ** -8     # one rounding: a difference below it proves nothing
 
