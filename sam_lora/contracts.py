@@ -4,6 +4,7 @@ SPLITS = ("train", "val", "test")
 
 # 1. class folders, made by the converters; what their file names mean: data/names.py
 CLASS_FOLDER_PREFIX = "Class_"
+BACKGROUND_FOLDER = "background"          # beside the class folders: photos, or tiles of them, without objects
 IMAGES_FOLDER = "images"
 MASKS_FOLDER = "masks"
 MANIFEST_FILE = "instances.csv"

@@ -31,6 +31,11 @@ class Sample:
     image_text: str        # the paths as the table has them
     label_text: str
 
+    @property
+    def background(self) -> bool:
+        """A whole photo without any object: its label and its points are empty."""
+        return self.label is None and not self.points and self.box is None
+
 
 def read_samples(table_path: str | Path) -> list[Sample]:
     """Read a training table. Raises UserError for missing columns, no rows, or cells that do not hold points."""
@@ -40,7 +45,9 @@ def read_samples(table_path: str | Path) -> list[Sample]:
 
 
 def _sample(row: dict[str, str], where: str, table_path: str | Path) -> Sample:
-    prompt = read_prompt(row, where)
+    without_objects = not any(row.get(column, "").strip() for column in
+                              ("label", "points", contracts.POINT_LABELS_COLUMN, contracts.BOX_COLUMN))
+    prompt = ((), (), None) if without_objects else read_prompt(row, where)
     label = resolve_path(row["label"], table_path) if row["label"] else None
     return Sample(resolve_path(row["image"], table_path), label, *prompt, row["image"], row["label"])
 
@@ -90,7 +97,7 @@ def sample_problem(sample: Sample, sizes: dict[Path, tuple[int, int] | str], nee
         return size
     width, height = size
     label_size = size if sample.label is None else sizes[sample.label]
-    if sample.label is None and need_labels:
+    if sample.label is None and need_labels and not sample.background:
         return "no label; expected the path of a mask"
     if isinstance(label_size, str):
         return label_size
@@ -108,11 +115,11 @@ def sample_problem(sample: Sample, sizes: dict[Path, tuple[int, int] | str], nee
 
 def prompt_kinds(samples: Sequence[Sample]) -> set[tuple[int, bool]]:
     """What the rows prompt with: (number of points, is there a box)."""
-    return {(len(sample.points), sample.box is not None) for sample in samples}
+    return {(len(sample.points), sample.box is not None) for sample in samples if not sample.background}
 
 
 def prompt_kind(samples: Sequence[Sample]) -> str:
     """What the rows prompt with, for a checkpoint's header: "3 points", "1-3 points and box", …"""
-    counts = sorted({len(sample.points) for sample in samples})
+    counts = sorted({len(sample.points) for sample in samples if not sample.background})
     points = "" if counts == [0] else f"{counts[0]} points" if len(counts) == 1 else f"{counts[0]}-{counts[-1]} points"
     return " and ".join(part for part in (points, "box" if any(sample.box for sample in samples) else "") if part)

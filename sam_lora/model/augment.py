@@ -40,7 +40,7 @@ class Augmentation:
                 item = replace(item, image=jitter_colors(item.image, 1 + self.color_jitter * (2 * draws[2:] - 1)))
             if self.flip:
                 item = mirror(item, top_to_bottom=draws[0] < 0.5, left_to_right=draws[1] < 0.5)
-        if self.prompts:
+        if self.prompts and not item.background:
             item = replace(item, prompts=[
                 self.prompts.draw(prompts, target.numpy(), self._generator(epoch, row, CLICK_STREAM))
                 for row, prompts, target in zip(item.rows, item.prompts, item.targets)])
@@ -59,6 +59,7 @@ def mirror(item: Item, top_to_bottom: bool, left_to_right: bool) -> Item:
     if not axes:
         return item
     return replace(item, image=item.image.flip(axes), targets=[target.flip(axes) for target in item.targets],
+                   scene=item.scene and item.scene.mirrored(axes),
                    prompts=[_mirrored_prompts(prompts, item.input_size, top_to_bottom, left_to_right)
                             for prompts in item.prompts])
 

@@ -20,6 +20,7 @@ from sam_lora.data.samples import Sample
 from sam_lora.errors import UserError
 from sam_lora.model.meta import ResizeLongestSide
 from sam_lora.model.prompts import Prompts
+from sam_lora.model.scenes import Cells, Scene, Scenes, stack_cells
 from sam_lora.workers import map_in_threads
 
 
@@ -46,6 +47,8 @@ class Item:
     targets: list[Tensor]              # (h, w) uint8, 255 = wholly covered; empty without labels
     masks: list[np.ndarray | None]     # (H, W) bool at full resolution, None without a label; empty unless asked for
     correction_draws: list[np.ndarray] = field(default_factory=list)  # for each row (rounds,) in 0 to 1, or none
+    scene: Scene | None = None         # all objects of the photo, for the finder
+    background: bool = False           # a photo without objects: its one row is no mask to learn
 
 
 @dataclass
@@ -64,11 +67,13 @@ class Batch:
     paths: list[Path]                  # B image files
     correction_draws: Tensor | None = None  # (N, rounds) in 0 to 1: which wrong pixel each corrective click takes
     features: Tensor | None = None     # (B, …) from `encode_frozen`, zero where the image was decoded instead
+    cells: Cells | None = None         # (B, …) what the finder is to say
+    counted: Tensor | None = None      # (N,) 1, or 0 for the row of a photo without objects; None if all count
     blocks: int = 0                    # how many of the encoder's last blocks the features still have to pass
 
     def to(self, device: torch.device) -> "Batch":
         moved = {name: value.to(device, non_blocking=True) for name, value in vars(self).items()
-                 if isinstance(value, Tensor | Prompts)}
+                 if isinstance(value, Tensor | Prompts | Cells)}
         return replace(self, **moved)
 
     def pin_memory(self) -> "Batch":
@@ -77,7 +82,8 @@ class Batch:
                           point_labels=self.prompts.point_labels.pin_memory(),
                           boxes=None if boxes is None else boxes.pin_memory())
         pinned = {name: value.pin_memory() for name, value in vars(self).items() if isinstance(value, Tensor)}
-        return replace(self, **pinned, prompts=prompts)
+        cells = None if self.cells is None else self.cells.pin_memory()
+        return replace(self, **pinned, prompts=prompts, cells=cells)
 
 
 class PromptedImages(Dataset):
@@ -90,7 +96,7 @@ class PromptedImages(Dataset):
     def __init__(self, samples: Sequence[Sample], image_size: int, prompts_per_image: int,
                  with_targets: bool, with_masks: bool,
                  read_features: Callable[[Path], tuple[Tensor, tuple[int, int]] | None] | None = None,
-                 augment: Callable[[Item, int], Item] | None = None) -> None:
+                 augment: Callable[[Item, int], Item] | None = None, scenes: Scenes | None = None) -> None:
         self.samples = samples
         self.groups = group_rows(samples, prompts_per_image)
         self.transform = ResizeLongestSide(image_size)
@@ -98,6 +104,7 @@ class PromptedImages(Dataset):
         self.with_masks = with_masks
         self.read_features = read_features
         self.augment = augment
+        self.scenes = scenes
 
     def __len__(self) -> int:
         return len(self.groups)
@@ -122,7 +129,10 @@ class PromptedImages(Dataset):
         prompts, targets, masks = [], [], []
         for row in rows:
             sample = self.samples[row]
-            prompts.append(self._prompts(sample, original_size))
+            prompts.append(self._background_prompt(input_size) if sample.background
+                           else self._prompts(sample, original_size))
+            if sample.background and self.with_targets:
+                targets.append(torch.zeros(input_size, dtype=torch.uint8))
             if sample.label is None or not (self.with_targets or self.with_masks):
                 masks += [None] * self.with_masks
                 continue
@@ -134,7 +144,16 @@ class PromptedImages(Dataset):
                 targets.append(torch.from_numpy(mask_to_target(mask, input_size)))
             if self.with_masks:
                 masks.append(mask)
-        return Item(rows, path, image, features, input_size, original_size, prompts, targets, masks)
+        scene = self.scenes.of(self.samples[rows[0]], original_size, input_size) if self.scenes else None
+        background = self.with_targets and self.samples[rows[0]].background
+        return Item(rows, path, image, features, input_size, original_size, prompts, targets, masks, scene=scene,
+                    background=background)
+
+    @staticmethod
+    def _background_prompt(input_size: tuple[int, int]) -> Prompts:
+        """A click in the middle, because the decoder wants one."""
+        middle = torch.tensor(input_size[::-1]).float() / 2
+        return Prompts(middle[None, None], torch.ones(1, 1, dtype=torch.long))
 
     def _prompts(self, sample: Sample, original_size: tuple[int, int]) -> Prompts:
         coords = np.asarray(sample.points, dtype=np.float64).reshape(-1, 2)
@@ -199,7 +218,9 @@ class Collate:
             masks=[mask for item in items for mask in item.masks],
             paths=[item.path for item in items],
             correction_draws=collate_draws([draws for item in items for draws in item.correction_draws]),
-            features=collate_features([item.features for item in items]))
+            features=collate_features([item.features for item in items]),
+            counted=collate_counted(items),
+            cells=collate_cells([item.scene for item in items], self.side))
 
 
 def collate_prompts(prompts: Sequence[Prompts]) -> Prompts:
@@ -219,6 +240,18 @@ def collate_prompts(prompts: Sequence[Prompts]) -> Prompts:
 def collate_draws(draws: Sequence[np.ndarray]) -> Tensor | None:
     """(rounds,) of each row -> (N, rounds); None without corrective rounds."""
     return torch.from_numpy(np.stack(draws)).float() if draws else None
+
+
+def collate_counted(items: Sequence[Item]) -> Tensor | None:
+    """(N,) 0 for the rows of photos without objects, else 1; None if there is no such photo."""
+    if not any(item.background for item in items):
+        return None
+    return torch.tensor([0.0 if item.background else 1.0 for item in items for _ in item.rows])
+
+
+def collate_cells(scenes: Sequence[Scene | None], side: int) -> Cells | None:
+    """What the finder is to say of B images, None without scenes."""
+    return None if scenes[0] is None else stack_cells([scene.cells(side) for scene in scenes])
 
 
 def collate_features(features: Sequence[Tensor | None]) -> Tensor | None:

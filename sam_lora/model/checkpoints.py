@@ -3,7 +3,7 @@
 A file holds nothing but tensors and plain types, so `torch.load(weights_only=True)` reads it:
     format, format_version
     header    model_type, image_size, base_sha256, lora {rank, alpha, dropout, targets, blocks, rslora, dora},
-              train_decoder, prompt, prompt_mix, correction_rounds (trained_prompts.py), epoch, metrics, args, versions
+              train_decoder, find {classes, threshold, photo_side} or None, prompt, prompt_mix, correction_rounds (trained_prompts.py), epoch, metrics, args, versions
     state     name -> tensor: exactly the tensors that were trained
     training  only in last.ckpt: what --resume needs
 """
@@ -19,6 +19,7 @@ from torch import Tensor
 
 from sam_lora.errors import UserError
 from sam_lora.files import atomic_path
+from sam_lora.model.finder import add_finder
 from sam_lora.model.lora import LoraSettings, add_lora, merge_lora, trainable_parameters
 from sam_lora.model.meta import Sam
 from sam_lora.model.sam import load_sam
@@ -36,14 +37,18 @@ def library_versions() -> dict[str, str]:
     return {name: version(name) for name in ("torch", "segment-anything", "peft", "numpy")}
 
 
-def prepare_for_training(sam: Sam, lora: LoraSettings | Mapping[str, Any], train_decoder: bool) -> list[str]:
-    """Add LoRA and unfreeze the mask decoder if it trains; the prompt encoder stays frozen.
+def prepare_for_training(sam: Sam, lora: LoraSettings | Mapping[str, Any], train_decoder: bool,
+                         find: Mapping[str, Any] | None = None) -> list[str]:
+    """Add LoRA and unfreeze the mask decoder if it trains; the prompt encoder stays frozen. `find`, the entry of a
+    checkpoint's header, adds a finder for its classes.
 
     `lora` may also be the mapping of a checkpoint's header. Returns the adapted layers' names. Training and loading
     both come through here, so that both have the same trainable tensors.
     """
     adapted = add_lora(sam, lora if isinstance(lora, LoraSettings) else LoraSettings.from_header(lora))
     sam.mask_decoder.requires_grad_(train_decoder)
+    if find:
+        add_finder(sam, find["classes"])
     return adapted
 
 
@@ -109,7 +114,7 @@ def load_tuned_sam(path: str | Path, base_checkpoint: str | Path | None = None,
     if base_sha256 != header["base_sha256"]:
         raise UserError(f"{path}: was trained on {model_type} weights with SHA-256 {header['base_sha256'][:12]}…, "
                         f"but {base} has {base_sha256[:12]}…; name the right base with --base_checkpoint")
-    prepare_for_training(sam, header["lora"], header["train_decoder"])
+    prepare_for_training(sam, header["lora"], header["train_decoder"], header.get("find"))
     load_trained_state(sam, content["state"], path)
     if merge:
         merge_lora(sam)

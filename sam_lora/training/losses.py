@@ -16,8 +16,10 @@ from sam_lora.model.encode import frame_mask, image_embeddings
 from sam_lora.model.meta import Sam
 from sam_lora.model.prompts import decode_all, upscale_to_frame
 from sam_lora.training.corrections import corrective_clicks
+from sam_lora.training.finding import finder_loss
 
 EPSILON = 1e-6
+FINDER_LOSS_WEIGHT = 1.0
 IOU_LOSS_WEIGHT = 1.0   # of the IoU head's squared error, as in SAM
 MaskLoss = Callable[[Tensor, Tensor, Tensor], Tensor]
 
@@ -94,10 +96,11 @@ def batch_loss(sam: Sam, batch: Batch, mask_loss: MaskLoss, multimask_weight: fl
 
     The single mask, which SAM gives for several points or a box, is compared in the model frame. Of the three ambiguity
     masks of the first round the best one is, at their own low resolution, with weight `multimask_weight`. The IoU head
-    learns the true IoU of all of them.
+    learns the true IoU of all of them. With cells the finder learns too, a photo counting as often as its rows.
     """
     side = batch.targets.shape[-1]
-    embeddings = image_embeddings(sam, batch)[batch.image_index]                            # (N, C, h, w)
+    of_images = image_embeddings(sam, batch)                                                # (B, C, h, w)
+    embeddings = of_images[batch.image_index]                                               # (N, C, h, w)
     target = batch.targets.float() / 255                                                   # (N, S, S)
     valid = frame_mask(batch.input_sizes, side)[batch.image_index, 0].float()
     draws = () if batch.correction_draws is None else batch.correction_draws.unbind(dim=1)
@@ -120,7 +123,14 @@ def batch_loss(sam: Sam, batch: Batch, mask_loss: MaskLoss, multimask_weight: fl
     loss, *corrections = rounds
     if corrections:
         loss = loss + torch.stack(corrections).mean(dim=0)
-    return (loss + best_of_three).mean(), iou.mean()
+    loss = loss + best_of_three
+    if batch.counted is not None:
+        loss, iou = loss * batch.counted, iou * batch.counted   # photos without objects teach the finder alone
+    if batch.cells is not None:
+        found = sam.finder(of_images, side // batch.cells.classes.shape[-1])
+        with torch.autocast(batch.targets.device.type, enabled=False):
+            loss = loss + FINDER_LOSS_WEIGHT * finder_loss(found, batch.cells)[batch.image_index]
+    return loss.mean(), iou.mean()
 
 
 def _single_loss(single: Tensor, predicted_iou: Tensor, target: Tensor, valid: Tensor, mask_loss: MaskLoss) -> Tensor:

@@ -18,7 +18,7 @@ from sam_lora.tables import write_table
 from sam_lora.training.distributed import Ranks
 from sam_lora.training.update import Update
 
-MUST_AGREE = ("model_type", "image_size", "base_sha256", "lora", "train_decoder")  # with the run that is resumed
+MUST_AGREE = ("model_type", "image_size", "base_sha256", "lora", "train_decoder", "find")  # with the run that is resumed
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ class Run:
 
     def _check_kind(self, path: Path, before: dict[str, Any], averaged: bool, averages: bool) -> None:
         for name in MUST_AGREE:
-            earlier = before[name]
+            earlier = before.get(name)
             if name == "lora":
                 earlier = {"rslora": False, "dora": False, **earlier}  # absent in the first checkpoints
             if earlier != self.header[name]:

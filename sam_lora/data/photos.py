@@ -1,0 +1,118 @@
+"""All objects of a photo, put together again from the rows of a table, where each row has one.
+
+A photo of several classes lies once in each of their class folders, under the same file name. Of a photo cut into
+tiles, each object is in the table for one tile or in pieces for several, though its neighbours show it too; the
+manifest says where. A row without label and prompt is a photo without objects.
+"""
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sam_lora import contracts
+from sam_lora.data.manifest import ManifestRow, class_names, read_manifest
+from sam_lora.data.samples import Sample
+from sam_lora.errors import UserError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+
+def photo_key(sample: Sample) -> Hashable:
+    """The same for all rows that show the same photo, or the same tile of one."""
+    root = class_root(sample)
+    return (root, sample.image.name) if root else sample.image.absolute()
+
+
+def class_root(sample: Sample) -> Path | None:
+    """The folder that holds the class folders, None for an image outside of any."""
+    return next((parent.parent for parent in sample.image.absolute().parents
+                 if parent.name.startswith(contracts.CLASS_FOLDER_PREFIX)
+                 or parent.name == contracts.BACKGROUND_FOLDER), None)
+
+
+def group_photos(samples: Sequence[Sample]) -> dict[Hashable, list[int]]:
+    """{photo_key: its rows}, both in the order of the table."""
+    rows: dict[Hashable, list[int]] = {}
+    for row, sample in enumerate(samples):
+        rows.setdefault(photo_key(sample), []).append(row)
+    return rows
+
+
+@dataclass(frozen=True)
+class VisibleObject:
+    """An object that an image shows: its class, and its masks with where their top left corners lie (xy) in it."""
+
+    class_name: str
+    pieces: tuple[tuple[Path, tuple[int, int]], ...]
+
+    def mask(self, size_wh: tuple[int, int]) -> "np.ndarray":
+        """(H, W) bool in the image's frame. UserError for a mask that does not fit the image."""
+        import numpy as np
+
+        from sam_lora.data import imaging
+        width, height = size_wh
+        whole = np.zeros((height, width), dtype=bool)
+        for label, (left, top) in self.pieces:
+            mask = imaging.load_mask(label)
+            if not left and not top and len(self.pieces) == 1 and mask.shape != whole.shape:
+                raise UserError(f"{label}: is {mask.shape[1]}x{mask.shape[0]} px, expected {width}x{height} px as its "
+                                "image")
+            x0, y0 = max(left, 0), max(top, 0)
+            part = mask[y0 - top:height - top, x0 - left:width - left]
+            whole[y0:y0 + part.shape[0], x0:x0 + part.shape[1]] |= part
+        return whole
+
+
+def visible_objects(samples: Sequence[Sample]) -> dict[Hashable, list[VisibleObject]]:
+    """{photo_key: the objects that the photo or tile shows}, as far as the table has them. Raises UserError."""
+    places = _places(samples)
+    of_source: dict[Hashable, dict[Hashable, list[int]]] = {}      # photo -> object -> rows
+    for row, (sample, name, place) in enumerate(zip(samples, class_names(samples), places)):
+        if sample.label is not None:
+            number = place.source_id if place else ""
+            objects = of_source.setdefault(_source(sample, place), {})
+            objects.setdefault((name, number or row), []).append(row)
+    visible = {}
+    for key, rows in group_photos(samples).items():
+        here = places[rows[0]]
+        objects = of_source.get(_source(samples[rows[0]], here), {})
+        shown = []
+        for (name, _), pieces in objects.items():
+            offsets = [_offset(here, places[row]) for row in pieces]
+            placed = tuple((samples[row].label, offset) for row, offset in zip(pieces, offsets)
+                           if here is None or _overlap(here, places[row]))
+            if placed:
+                shown.append(VisibleObject(name, placed))
+        visible[key] = shown
+    return visible
+
+
+def _places(samples: Sequence[Sample]) -> list[ManifestRow | None]:
+    """What the manifests say of each sample, None unless they say where in its photo it lies."""
+    manifests = {}
+    places = []
+    for sample in samples:
+        root = class_root(sample)
+        if root is not None and root not in manifests:
+            manifests[root] = read_manifest(root)
+        paths = [path.absolute().relative_to(root).as_posix() for path in (sample.label, sample.image)
+                 if root is not None and path is not None and path.absolute().is_relative_to(root)]
+        row = manifests[root].of_any(*paths) if root is not None else None
+        known = row and row.source_image and None not in (row.crop_x0, row.crop_y0, row.crop_x1, row.crop_y1)
+        places.append(row if known else None)
+    return places
+
+
+def _source(sample: Sample, place: ManifestRow | None) -> Hashable:
+    return (class_root(sample), place.source_image, place.source_split) if place else photo_key(sample)
+
+
+def _offset(here: ManifestRow | None, there: ManifestRow | None) -> tuple[int, int]:
+    return (there.crop_x0 - here.crop_x0, there.crop_y0 - here.crop_y0) if here and there else (0, 0)
+
+
+def _overlap(here: ManifestRow, there: ManifestRow) -> bool:
+    return (here.crop_x0 < there.crop_x1 and there.crop_x0 < here.crop_x1
+            and here.crop_y0 < there.crop_y1 and there.crop_y0 < here.crop_y1)

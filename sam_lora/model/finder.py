@@ -1,0 +1,81 @@
+"""The finder: where in an image are objects of the user's classes? A small head on SAM's image embedding.
+
+For each cell of a grid twice as fine as the embedding it says how likely each class has an object there and which box
+that object fills, as one-stage detectors do (Tian et al. 2019, FCOS). Boxes and cells become the prompts of the mask
+decoder, so that a photo needs no click. It is part of the SAM as `sam.finder`; Meta's own keys stay as they are.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from sam_lora.model.meta import Sam
+
+WIDTH = 64
+CELLS_PER_EMBEDDING = 2     # cells along each side of one cell of the embedding
+PRIOR = 0.01                # what an untrained head says everywhere, so that the many empty cells do not swamp it
+FIRST_SIDE = 3.0            # cells from centre to side of the box of an untrained head
+LONGEST_SIDE = 8.0          # natural logarithm of cells; keeps float16 finite
+
+
+@dataclass
+class Map:
+    """What the finder says of B images, float32, on a grid of (g, g) cells.
+
+    `objectness` (B, g, g) logits: is an object's middle here, and how good is its box; `classes` (B, K, g, g) logits,
+    a softmax over which says whose class it is; `boxes` (B, 4, g, g) xyxy in pixels of the model frame.
+    """
+
+    objectness: Tensor
+    classes: Tensor
+    boxes: Tensor
+
+
+class Finder(nn.Module):
+    """Image embeddings (B, C, h, w) -> Map, with g = 2h. Objectness and class are apart: with few annotations a class
+    takes far longer to learn than that there is something."""
+
+    def __init__(self, channels: int, class_names: Sequence[str]) -> None:
+        super().__init__()
+        self.class_names = tuple(class_names)
+        self.body = nn.Sequential(
+            nn.Conv2d(channels, WIDTH, 3, padding=1), nn.GroupNorm(8, WIDTH), nn.GELU(),
+            nn.ConvTranspose2d(WIDTH, WIDTH, CELLS_PER_EMBEDDING, CELLS_PER_EMBEDDING), nn.GroupNorm(8, WIDTH),
+            nn.GELU(), nn.Conv2d(WIDTH, WIDTH, 3, padding=1), nn.GELU())
+        self.objectness = nn.Conv2d(WIDTH, 1, 1)
+        self.classes = nn.Conv2d(WIDTH, len(self.class_names), 1)
+        self.sides = nn.Conv2d(WIDTH, 4, 1)
+        for layer, bias in ((self.objectness, -math.log(1 / PRIOR - 1)), (self.sides, math.log(FIRST_SIDE))):
+            nn.init.normal_(layer.weight, std=0.01)
+            nn.init.constant_(layer.bias, bias)
+
+    def forward(self, embeddings: Tensor, cell: int) -> Map:
+        """`cell`: side of a cell in pixels of the model frame."""
+        features = self.body(embeddings)
+        sides = self.sides(features).float().clamp(max=LONGEST_SIDE).exp() * cell
+        x, y = cell_centres(*sides.shape[-2:], cell, sides.device)
+        boxes = torch.stack([x - sides[:, 0], y - sides[:, 1], x + sides[:, 2], y + sides[:, 3]], dim=1)
+        return Map(self.objectness(features)[:, 0].float(), self.classes(features).float(), boxes)
+
+
+def cell_centres(rows: int, columns: int, cell: int, device: torch.device | None = None) -> tuple[Tensor, Tensor]:
+    """x and y, (rows, columns) each, of the cells' centres in pixels of the model frame."""
+    y, x = torch.meshgrid(torch.arange(rows, device=device), torch.arange(columns, device=device), indexing="ij")
+    return (x + 0.5) * cell, (y + 0.5) * cell
+
+
+def add_finder(sam: Sam, class_names: Sequence[str]) -> None:
+    """Give `sam` a finder for these classes, drawn from torch's global generator. It trains."""
+    sam.finder = Finder(sam.prompt_encoder.embed_dim, class_names).to(sam.device)
+
+
+def finder_of(sam: Sam) -> Finder | None:
+    return getattr(sam, "finder", None)
+
+
+def cell_side(sam: Sam) -> int:
+    """Side of the finder's cells in pixels of the model frame."""
+    return sam.image_encoder.img_size // (sam.prompt_encoder.image_embedding_size[0] * CELLS_PER_EMBEDDING)
