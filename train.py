@@ -68,6 +68,9 @@ def add_data(parser: argparse.ArgumentParser) -> None:
         help="mirror training images at random, both ways; default: on, unless --feature_cache is")
     add("--color_jitter", type=cli.fraction, metavar="F",
         help="change brightness, contrast and saturation of training images by up to this fraction; default: 0")
+    add("--find", action=argparse.BooleanOptionalAction,
+        help="also learn to find all objects of the table's classes without a prompt; default: on where the table has "
+             "whole photos or tiles of them, off where it has crops, whose other objects are unknown")
     cli.add_num_workers(group, 2)
 
 
@@ -235,13 +238,15 @@ def train(args: argparse.Namespace, existing: list[Path], device, ranks) -> None
     from sam_lora.training.run_state import Run
     from sam_lora.training.update import LearningRate, Update
     tables = read_tables(args, ranks)
-    sam, base_sha256, precision = build_model(args, device, ranks)
+    find = plan_finder(args, tables, ranks)
+    sam, base_sha256, precision = build_model(args, device, find, ranks)
     features = make_features(args, sam, base_sha256, precision)
     train_loader, val_loader = make_loaders(args, tables, sam, features, ranks)
     steps_per_epoch = math.ceil(len(train_loader) / args.grad_accum)
     learning_rate = LearningRate(args.learning_rate, args.num_epochs * steps_per_epoch, args.warmup)
     update = Update.by_adamw(sam, precision.scaler, learning_rate, args.weight_decay, args.ema)
-    run = Run(Path(args.save_dir), checkpoint_header(args, sam, base_sha256, tables), validated=bool(tables.val))
+    header = checkpoint_header(args, sam, base_sha256, find, tables)
+    run = Run(Path(args.save_dir), header, validated=val_loader is not None)
     if args.resume:
         run.resume(update)
         ranks.say(f"resumed after epoch {run.epoch}")
@@ -283,6 +288,8 @@ def train(args: argparse.Namespace, existing: list[Path], device, ranks) -> None
             ranks.say(f"stopped after epoch {last_epoch} of {args.num_epochs} as asked; go on with --resume")
             return
     if ranks.first:
+        if find:
+            print(complete_finder(args, sam, tables, run, steps_per_epoch, precision))
         print(run.write_final())
 
 
@@ -307,7 +314,42 @@ def read_tables(args: argparse.Namespace, ranks) -> Tables:
     return Tables(*tables)
 
 
-def build_model(args: argparse.Namespace, device, ranks):
+def plan_finder(args: argparse.Namespace, tables: Tables, ranks) -> dict | None:
+    """The header's entry about the finder, None without one; says which and why."""
+    import numpy as np
+
+    from sam_lora.data.imaging import image_size
+    from sam_lora.data.manifest import class_names
+    from sam_lora.data.photos import count_whole
+    whole = count_whole(tables.train)
+    if not (args.find or (args.find is None and whole == len(tables.train))):
+        if args.find is None:
+            ranks.say(f"finding objects without a prompt is not learned: {len(tables.train) - whole} of "
+                      f"{len(tables.train)} rows are not known to show whole photos or tiles (--no_crop or --tile make "
+                      "them; --find learns it all the same)")
+        return None
+    classes = sorted({name for sample, name in zip(tables.train, class_names(tables.train)) if sample.label})
+    ranks.say(f"finding objects without a prompt is learned too: {', '.join(classes)}")
+    longest = [max(image_size(path)) for path in {sample.image for sample in tables.train}]
+    return {"classes": classes, "photo_side": int(np.median(longest)), "threshold": None}
+
+
+def complete_finder(args: argparse.Namespace, sam, tables: Tables, run, steps_per_epoch: int, precision) -> str:
+    """The finder's last steps on the best epoch's weights, and its threshold; returns what to print."""
+    from sam_lora.model.checkpoints import load_trained_state
+    from sam_lora.model.finder import cell_side
+    from sam_lora.model.scenes import Scenes
+    from sam_lora.results.validation import find_threshold
+    from sam_lora.training.finding import finish_finder, steps_left
+    load_trained_state(sam, run.best.state, run.folder)
+    scenes = Scenes(tables.train, sam.finder.class_names, cell_side(sam))
+    finish_finder(sam, tables.train, scenes, steps_left(run.epoch * steps_per_epoch), args.seed, precision.autocast)
+    threshold, text = find_threshold(sam, tables.val, run.header["find"], precision.autocast)
+    run.complete_finder(sam, threshold)
+    return text
+
+
+def build_model(args: argparse.Namespace, device, find: dict | None, ranks):
     """(SAM with LoRA on the device, SHA-256 of its base weights, Precision)."""
     import torch
 
@@ -322,7 +364,7 @@ def build_model(args: argparse.Namespace, device, ranks):
     with distributed.one_first(ranks):  # one downloads, the others find the file
         sam, base_sha256 = load_sam(args.model_type, args.checkpoint, args.image_size)
     precision = choose_precision(args.precision, device, sam, ranks)
-    adapted = prepare_for_training(sam, lora_settings(args), args.train_decoder)
+    adapted = prepare_for_training(sam, lora_settings(args), args.train_decoder, find)
     if args.grad_checkpoint:
         checkpoint_blocks(sam)
     sam.to(device)
@@ -342,13 +384,14 @@ def lora_settings(args: argparse.Namespace) -> dict:
             "dora": args.dora}
 
 
-def checkpoint_header(args: argparse.Namespace, sam, base_sha256: str, tables: Tables) -> dict:
+def checkpoint_header(args: argparse.Namespace, sam, base_sha256: str, find: dict | None, tables: Tables) -> dict:
     from sam_lora.data.samples import prompt_kind
     from sam_lora.model.checkpoints import library_versions
     return {"model_type": args.model_type, "image_size": sam.image_encoder.img_size, "base_sha256": base_sha256,
-            "lora": lora_settings(args), "train_decoder": args.train_decoder, "prompt": prompt_kind(tables.train),
-            "prompt_mix": args.prompt_mix, "correction_rounds": args.correction_rounds, "epoch": 0, "metrics": {},
-            "args": dict(vars(args)), "versions": library_versions()}
+            "lora": lora_settings(args), "train_decoder": args.train_decoder, "find": find,
+            "prompt": prompt_kind(tables.train), "prompt_mix": args.prompt_mix,
+            "correction_rounds": args.correction_rounds, "epoch": 0, "metrics": {}, "args": dict(vars(args)),
+            "versions": library_versions()}
 
 
 def make_features(args: argparse.Namespace, sam, base_sha256: str, precision):
@@ -362,18 +405,23 @@ def make_loaders(args: argparse.Namespace, tables: Tables, sam, features, ranks)
     """(Loader of the training table, Loader of the validation table or None)."""
     from sam_lora.model.augment import Augmentation
     from sam_lora.model.batches import PromptedImages
+    from sam_lora.model.finder import cell_side
     from sam_lora.model.prompt_mix import PromptMix
+    from sam_lora.model.scenes import Scenes
     from sam_lora.training.loading import Loader
     ranks.say(f"{len(tables.train)} training rows, {len(tables.val)} validation rows"
               + ("" if tables.val else ": without validation, the last epoch is the final one"))
     augment = Augmentation(args.seed, args.flip, args.color_jitter, PromptMix(**args.prompt_mix),
                            args.correction_rounds)
     side, read = sam.image_encoder.img_size, features.files if features else None
-    train_images = PromptedImages(tables.train, side, args.prompts_per_image, True, False, read, augment)
-    val_images = PromptedImages(tables.val, side, args.prompts_per_image, True, True, read)
+    finder = getattr(sam, "finder", None)
+    scenes = finder and Scenes(tables.train, finder.class_names, cell_side(sam))
+    train_images = PromptedImages(tables.train, side, args.prompts_per_image, True, False, read, augment, scenes)
+    labelled = [sample for sample in tables.val if not sample.background]
+    val_images = PromptedImages(labelled, side, args.prompts_per_image, True, True, read)
     settings = {"batch_size": args.batch_size, "num_workers": args.num_workers, "ranks": ranks, "features": features,
                 "pin_memory": sam.device.type == "cuda"}
-    return Loader(train_images, **settings, seed=args.seed), Loader(val_images, **settings) if tables.val else None
+    return Loader(train_images, **settings, seed=args.seed), Loader(val_images, **settings) if labelled else None
 
 
 def validate(sam, loader, mask_loss, precision, ranks) -> tuple[float, float]:

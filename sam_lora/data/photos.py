@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from sam_lora import contracts
 from sam_lora.data.manifest import ManifestRow, class_names, read_manifest
+from sam_lora.data.names import TILE_PLACE
 from sam_lora.data.samples import Sample
 from sam_lora.errors import UserError
 
@@ -87,6 +88,25 @@ def visible_objects(samples: Sequence[Sample]) -> dict[Hashable, list[VisibleObj
                 shown.append(VisibleObject(name, placed))
         visible[key] = shown
     return visible
+
+
+def count_whole(samples: Sequence[Sample]) -> int:
+    """How many rows show, as far as is known, whole photos or tiles, all of whose objects are in the table.
+
+    Of a crop around one object, or an image outside of class folders, that cannot be said.
+    """
+    return sum(_is_whole(sample, place) for sample, place in zip(samples, _places(samples)))
+
+
+def _is_whole(sample: Sample, place: ManifestRow | None) -> bool:
+    if class_root(sample) is None:
+        return False
+    if sample.label is None or TILE_PLACE.search(sample.image.stem):
+        return True
+    if place:
+        return (place.crop_x0, place.crop_y0, place.crop_x1, place.crop_y1) == (0, 0, place.source_width,
+                                                                                place.source_height)
+    return sample.image.name != sample.label.name     # a crop and its mask have the same name
 
 
 def _places(samples: Sequence[Sample]) -> list[ManifestRow | None]:

@@ -3,7 +3,8 @@
 A file holds nothing but tensors and plain types, so `torch.load(weights_only=True)` reads it:
     format, format_version
     header    model_type, image_size, base_sha256, lora {rank, alpha, dropout, targets, blocks, rslora, dora},
-              train_decoder, find {classes, threshold, photo_side} or None, prompt, prompt_mix, correction_rounds (trained_prompts.py), epoch, metrics, args, versions
+              train_decoder, find {classes, threshold, photo_side} or None, prompt, prompt_mix, correction_rounds
+              (trained_prompts.py), epoch, metrics, args, versions
     state     name -> tensor: exactly the tensors that were trained
     training  only in last.ckpt: what --resume needs
 """

@@ -1,14 +1,31 @@
-"""The finder's loss: how well it says what is where."""
+"""The finder's loss, and its last steps alone, on the embeddings of the finished encoder."""
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from tqdm import tqdm
 
-from sam_lora.model.finder import Map
-from sam_lora.model.scenes import UNDECIDED, Cells
+from sam_lora.data.photos import group_photos
+from sam_lora.data.samples import Sample
+from sam_lora.model.batches import pad_images, read_image
+from sam_lora.model.encode import preprocess
+from sam_lora.model.finder import Map, cell_side
+from sam_lora.model.meta import ResizeLongestSide, Sam
+from sam_lora.model.scenes import UNDECIDED, Cells, Scenes, stack_cells
+from sam_lora.training.update import GRADIENT_CLIP, LearningRate
 
 BOX_WEIGHT = 2.0
 CLASS_WEIGHT = 2.0
+STEPS = 600                 # that a finder is to have had in all; a small table's epochs have fewer
+MIN_LAST_STEPS = 200        # alone: the encoder of the best epoch is not that of the last
+IMAGES_PER_STEP = 16
+LEARNING_RATE = 3e-3
+WEIGHT_DECAY = 0.01
+MEMORY_BYTES = 2 << 30      # of embeddings: photos are mirrored both ways, one way or not at all, as they fit
+MIRRORED = ([], [-1], [-2], [-1, -2])   # axes
 
 
 def box_overlaps(boxes: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
@@ -36,3 +53,54 @@ def finder_loss(found: Map, cells: Cells) -> Tensor:
     class_errors = F.cross_entropy(found.classes, cells.classes.clamp(min=0).long(), reduction="none")
     errors = errors + positive * (BOX_WEIGHT * (1 - giou) + CLASS_WEIGHT * class_errors)
     return errors.flatten(1).sum(dim=1) / positive.flatten(1).sum(dim=1).clamp(min=1)
+
+
+def steps_left(seen: int) -> int:
+    """How many steps `finish_finder` has to add to those of a run."""
+    return max(MIN_LAST_STEPS, STEPS - seen)
+
+
+def finish_finder(sam: Sam, samples: Sequence[Sample], scenes: Scenes, steps: int, seed: int,
+                  autocast: AbstractContextManager) -> None:
+    """Train the finder alone for `steps`, on the embeddings of the photos of a table as they are and mirrored.
+
+    A step costs a hundredth of one that trains the encoder too, and a head that starts from nothing needs hundreds.
+    """
+    embeddings, cells = _embed(sam, samples, scenes, autocast)
+    finder = sam.finder.train()
+    generator = torch.Generator().manual_seed(seed)
+    optimizer = torch.optim.AdamW(finder.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
+    learning_rate = LearningRate(LEARNING_RATE, steps, warmup=0.1)
+    for step in tqdm(range(steps), "finder", unit="step", leave=False, disable=None):
+        chosen = torch.randint(len(embeddings), (IMAGES_PER_STEP,), generator=generator)
+        some = stack_cells([cells[number] for number in chosen.tolist()]).to(sam.device)
+        found = finder(embeddings[chosen].to(sam.device).float(), cell_side(sam))
+        optimizer.param_groups[0]["lr"] = learning_rate.at(step)
+        finder_loss(found, some).mean().backward()
+        torch.nn.utils.clip_grad_norm_(finder.parameters(), GRADIENT_CLIP)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+    finder.eval()
+
+
+@torch.no_grad()
+def _embed(sam: Sam, samples: Sequence[Sample], scenes: Scenes,
+           autocast: AbstractContextManager) -> tuple[Tensor, list[Cells]]:
+    """Of photos and their mirror images: embeddings (M, C, h, w) on the CPU, and what is in them."""
+    sam.eval()
+    side, transform = sam.image_encoder.img_size, ResizeLongestSide(sam.image_encoder.img_size)
+    photos = [samples[rows[0]] for rows in group_photos(samples).values()]
+    kind = torch.float32 if sam.device.type == "cpu" else torch.float16
+    height, width = sam.prompt_encoder.image_embedding_size
+    room = MEMORY_BYTES // (sam.prompt_encoder.embed_dim * height * width * kind.itemsize)
+    wanted = [(photo, axes) for axes in MIRRORED[:max(1, room // len(photos))] for photo in photos]
+    embeddings, cells = [], []
+    for photo, axes in tqdm(wanted, "finder: embeddings", unit="image", leave=False, disable=None):
+        image, original_size = read_image(photo.image, transform)
+        input_size = tuple(image.shape[1:])
+        with autocast:
+            frame = preprocess(pad_images([image.flip(axes) if axes else image], side).to(sam.device),
+                               torch.tensor([input_size], device=sam.device), sam)
+            embeddings.append(sam.image_encoder(frame).to("cpu", kind))
+        cells.append(scenes.of(photo, original_size, input_size).mirrored(axes).cells(side))
+    return torch.cat(embeddings), cells

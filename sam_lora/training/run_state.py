@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +14,12 @@ from torch import Tensor
 from sam_lora import contracts, plots
 from sam_lora.errors import UserError
 from sam_lora.model import checkpoints
+from sam_lora.model.meta import Sam
 from sam_lora.tables import write_table
 from sam_lora.training.distributed import Ranks
 from sam_lora.training.update import Update
 
-MUST_AGREE = ("model_type", "image_size", "base_sha256", "lora", "train_decoder", "find")  # with the run that is resumed
+MUST_AGREE = ("model_type", "image_size", "base_sha256", "lora", "train_decoder", "find")  # with the run before
 
 
 @dataclass(frozen=True)
@@ -162,6 +163,11 @@ class Run:
             if not self.best.iou > untuned:
                 text += ": fine-tuning did NOT help; see the README's troubleshooting"
         return text
+
+    def complete_finder(self, sam: Sam, threshold: float) -> None:
+        """The finder of the best epoch is finished: keep its weights and its threshold."""
+        self.header["find"] = self.header["find"] | {"threshold": threshold}
+        self.best = replace(self.best, state=checkpoints.trained_state(sam))
 
     def line(self) -> str:
         """The last epoch in one line."""

@@ -14,6 +14,7 @@ from sam_lora.model.meta import Sam
 from sam_lora.training.ema import WeightAverage
 
 GRADIENT_CLIP = 1.0
+FINDER_RATE = 3.0    # times the learning rate: the finder starts from nothing
 MAX_BAD_STEPS = 10   # steps in a row without a finite gradient that end the run
 
 
@@ -55,7 +56,11 @@ class Update:
                  ema: float = 0.0) -> "Update":
         """AdamW on what trains; `ema` above 0 keeps a moving average of it too."""
         trainable = trainable_parameters(sam)
-        optimizer = torch.optim.AdamW(trainable.values(), lr=learning_rate.peak, weight_decay=weight_decay,
+        of_finder = [value for name, value in trainable.items() if name.startswith("finder.")]
+        others = [value for name, value in trainable.items() if not name.startswith("finder.")]
+        groups = [{"params": weights, "factor": factor} for weights, factor in ((others, 1.0), (of_finder, FINDER_RATE))
+                  if weights]
+        optimizer = torch.optim.AdamW(groups, lr=learning_rate.peak, weight_decay=weight_decay,
                                       fused=sam.device.type in ("cpu", "cuda"))
         return cls(sam, optimizer, scaler, learning_rate, WeightAverage(trainable, ema) if ema else None)
 
@@ -81,7 +86,7 @@ class Update:
         Raises UserError after MAX_BAD_STEPS skipped ones in a row, or if part of the model has no gradient at all.
         """
         for group in self.optimizer.param_groups:
-            group["lr"] = self.learning_rate.at(self.number)
+            group["lr"] = self.learning_rate.at(self.number) * group.get("factor", 1.0)   # none in old checkpoints
         self.scaler.unscale_(self.optimizer)
         finite = bool(torch.isfinite(nn.utils.clip_grad_norm_(self.weights, GRADIENT_CLIP)))  # the one wait
         if finite:
