@@ -11,6 +11,8 @@ Writes  base_sam_results/: report.html (everything on one page), predictions.jpg
         empty `label` get masks and pictures but no scores.
 
     python run_base_sam_inference.py --test_csv test_reformatted.csv --model_type vit_b
+    python run_base_sam_inference.py --test_csv test_reformatted.csv --find --output_dir found_base
+        SAM's everything mode, of no class, scored like run_inference.py --find
     torchrun --nproc_per_node 4 run_base_sam_inference.py --test_csv test_reformatted.csv    four GPUs share the rows
     python run_base_sam_inference.py --image photo.jpg --box 30,40,210,180   photo_mask.png and photo_overlay.jpg
     python run_base_sam_inference.py --images_dir photos --prompts_csv prompts.csv --save_yolo --output_dir annotations
@@ -30,6 +32,8 @@ def get_args_parser() -> argparse.ArgumentParser:
     model.add_argument("--image_size", type=cli.positive_int, metavar="PX",
                        help="side of the square that the model sees, as in train.py; default: the model's own (1024; "
                             "vit_mini 256)")
+    parser.add_argument("--points_per_side", type=cli.positive_int, metavar="N",
+                        help="without a prompt: side of the grid of clicks; default: 16 up to 256 px, else 32")
     return parser
 
 

@@ -9,6 +9,8 @@ Writes  finetuned_sam_results2/: report.html (everything on one page), predictio
         empty `label` get masks and pictures but no scores.
 
     python run_inference.py --test_csv test_reformatted.csv --compare_to base_sam_results/base_sam_results.csv
+    python run_inference.py --images_dir photos --output_dir found        all objects, without a prompt
+    python run_inference.py --test_csv test_reformatted.csv --find --output_dir found_scores     and how well
     torchrun --nproc_per_node 4 run_inference.py --test_csv test_reformatted.csv     four GPUs share the rows
     python run_inference.py --image photo.jpg --points "120,80 140,95"      photo_mask.png and photo_overlay.jpg
     python run_inference.py --image photo.jpg --points "120,80" --points "300,90 310,95"     two objects, two masks
@@ -31,6 +33,8 @@ def get_args_parser() -> argparse.ArgumentParser:
     model.add_argument("--base_checkpoint", metavar="FILE",
                        help="SAM weights that the checkpoint was trained on (.pth); default: located by model type, as "
                             "in train.py")
+    parser.add_argument("--classes", nargs="+", metavar="NAME",
+                        help="without a prompt: find these classes alone; default: all that the checkpoint knows")
     return parser
 
 

@@ -231,6 +231,7 @@ def main(args: argparse.Namespace) -> None:
 def train(args: argparse.Namespace, existing: list[Path], device, ranks) -> None:
     """What is prepared once, then the loop over epochs. `existing`: files of an earlier run, to be replaced."""
     from sam_lora.model.checkpoints import trained_state
+    from sam_lora.results.validation import validate_finder
     from sam_lora.training import distributed
     from sam_lora.training.epoch import Epoch
     from sam_lora.training.loading import seed_epoch
@@ -275,8 +276,9 @@ def train(args: argparse.Namespace, existing: list[Path], device, ranks) -> None
         epoch.trained()
         with update.averaged():
             val_loss, val_iou = validation()
+            find_f1 = validate_finder(sam, tables.val, precision.autocast, ranks)[1] if find and tables.val else None
             state = trained_state(sam)  # one copy, which the files share
-        run.finish(epoch.log_row(val_loss, val_iou, len(train_loader.images), update), state)
+        run.finish(epoch.log_row(val_loss, val_iou, find_f1, len(train_loader.images), update), state)
         if ranks.first:
             run.save(update, state, args.save_top_k)
         ranks.say("\n".join([*(features.take_notes() if features else ()), run.line()]))
@@ -289,7 +291,7 @@ def train(args: argparse.Namespace, existing: list[Path], device, ranks) -> None
             return
     if ranks.first:
         if find:
-            print(complete_finder(args, sam, tables, run, steps_per_epoch, precision))
+            print(complete_finder(args, sam, tables, run, steps_per_epoch * run.epoch, precision))
         print(run.write_final())
 
 
@@ -334,19 +336,20 @@ def plan_finder(args: argparse.Namespace, tables: Tables, ranks) -> dict | None:
     return {"classes": classes, "photo_side": int(np.median(longest)), "threshold": None}
 
 
-def complete_finder(args: argparse.Namespace, sam, tables: Tables, run, steps_per_epoch: int, precision) -> str:
-    """The finder's last steps on the best epoch's weights, and its threshold; returns what to print."""
+def complete_finder(args: argparse.Namespace, sam, tables: Tables, run, steps: int, precision) -> str:
+    """The finder's last steps, after `steps` so far, from the best epoch's weights; its threshold; what to print."""
     from sam_lora.model.checkpoints import load_trained_state
     from sam_lora.model.finder import cell_side
     from sam_lora.model.scenes import Scenes
-    from sam_lora.results.validation import find_threshold
+    from sam_lora.results.validation import validate_finder
     from sam_lora.training.finding import finish_finder, steps_left
     load_trained_state(sam, run.best.state, run.folder)
     scenes = Scenes(tables.train, sam.finder.class_names, cell_side(sam))
-    finish_finder(sam, tables.train, scenes, steps_left(run.epoch * steps_per_epoch), args.seed, precision.autocast)
-    threshold, text = find_threshold(sam, tables.val, run.header["find"], precision.autocast)
+    finish_finder(sam, tables.train, scenes, steps_left(steps), args.seed, precision.autocast)
+    threshold, f1 = validate_finder(sam, tables.val, precision.autocast)
     run.complete_finder(sam, threshold)
-    return text
+    return (f"finding objects without a prompt: those with a score of {threshold:.2f} or more"
+            + (f", F1 {f1:.3f} on the validation photos" if tables.val else ""))
 
 
 def build_model(args: argparse.Namespace, device, find: dict | None, ranks):
@@ -405,7 +408,7 @@ def make_loaders(args: argparse.Namespace, tables: Tables, sam, features, ranks)
     """(Loader of the training table, Loader of the validation table or None)."""
     from sam_lora.model.augment import Augmentation
     from sam_lora.model.batches import PromptedImages
-    from sam_lora.model.finder import cell_side
+    from sam_lora.model.finder import cell_side, finder_of
     from sam_lora.model.prompt_mix import PromptMix
     from sam_lora.model.scenes import Scenes
     from sam_lora.training.loading import Loader
@@ -414,7 +417,7 @@ def make_loaders(args: argparse.Namespace, tables: Tables, sam, features, ranks)
     augment = Augmentation(args.seed, args.flip, args.color_jitter, PromptMix(**args.prompt_mix),
                            args.correction_rounds)
     side, read = sam.image_encoder.img_size, features.files if features else None
-    finder = getattr(sam, "finder", None)
+    finder = finder_of(sam)
     scenes = finder and Scenes(tables.train, finder.class_names, cell_side(sam))
     train_images = PromptedImages(tables.train, side, args.prompts_per_image, True, False, read, augment, scenes)
     labelled = [sample for sample in tables.val if not sample.background]

@@ -90,6 +90,17 @@ PROMPT_WORDS = {
        for number, name in enumerate(CLICK_COLUMNS) if number},
     **{name: f"clicks to IoU {iou:.2f} ({MAX_CLICKS} = never)" for name, iou in CLICKS_TO.items()}}
 CLICK_CURVE = "click_curve.png"
+FIND_COLUMNS = ("image", "class_name", "outcome",    # hit, false (found, but not there), missed
+                "score",                             # empty for what was missed
+                "iou",                               # with the object hit, else with the nearest of its class
+                "x0", "y0", "x1", "y1")              # box, pixels of the photo
+FIND_SUMMARY_COLUMNS = ("class_name", "photos", "objects", "ap", "ap50", "ap75", "ar100",     # COCO's, of masks
+                        "threshold", "precision", "recall", "f1",        # of objects with at least that score, IoU 0.5
+                        "count_error",               # mean over photos of |found - there|
+                        "false_on_background",       # objects found in a photo that has none, on average
+                        "seconds_a_photo")
+FIND_CURVE = "precision_recall.png"
+FOUND_FOLDER = "found"                               # pictures of whole photos: hits, false and missed objects
 COMPARISON_COLUMNS = ("class_name", "n", "photos", "base_iou", "tuned_iou", "mean_difference", "ci95_low", "ci95_high",
                       "wins", "losses")
 BY_OBJECT, BY_CLASS = "all classes (by object)", "all classes (by class)"  # the last two rows of both
@@ -144,6 +155,14 @@ def prompt_summary_table(prefix: str) -> str:
     return f"{prefix}_prompt_kinds_summary.csv"
 
 
+def find_table(prefix: str) -> str:
+    return f"{prefix}_find.csv"
+
+
+def find_summary_table(prefix: str) -> str:
+    return f"{prefix}_find_summary.csv"
+
+
 def earlier_prompt_table(prefix: str) -> str:
     """What earlier versions wrote instead of `prompt_kinds_table`."""
     return f"{prefix}_prompt_trials.csv"
@@ -156,10 +175,10 @@ def results_entries(prefix: str = TUNED_RESULTS_PREFIX) -> tuple[str, ...]:
     """
     tables = [table(name) for name in dict.fromkeys((prefix, TUNED_RESULTS_PREFIX, BASE_RESULTS_PREFIX))
               for table in (results_table, class_summary_table, size_summary_table, prompt_kinds_table,
-                            prompt_summary_table, earlier_prompt_table)]
+                            prompt_summary_table, earlier_prompt_table, find_table, find_summary_table)]
     return (PREDICTIONS_PICTURE, SAMPLES_FOLDER, PREDICTED_MASKS_FOLDER, *tables, COMPARISON_TABLE, COMPARISON_PICTURE,
             IMPROVED_PICTURE, REGRESSED_PICTURE, CLICK_CURVE, REPORT_PAGE, OVERLAYS_FOLDER, COCO_PREDICTIONS,
-            YOLO_FOLDER)
+            YOLO_FOLDER, FIND_CURVE, FOUND_FOLDER)
 
 
 def single_mask(stem: str, number: int | None = None) -> str:

@@ -90,6 +90,23 @@ def comparison_plot(base: np.ndarray, tuned: np.ndarray, mean: float, interval: 
         figure.savefig(temporary, dpi=110)
 
 
+def precision_recall_curve(curves: Mapping[str, tuple[Sequence[float], Sequence[float]]], path: str | Path) -> None:
+    """Precision over recall as the score falls, of each class (name -> recalls, precisions), as one PNG."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    figure = Figure(figsize=(6.5, 4.5), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    for name, (recalls, precisions) in curves.items():
+        axes.plot(recalls, precisions, linewidth=1.5, marker=".", markersize=3, label=name.replace("$", r"\$"))
+    axes.set(xlabel="recall", ylabel="precision", title="objects found without a prompt, mask IoU 0.5 or more",
+             xlim=(0, 1.02), ylim=(0, 1.02))
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8, loc="lower left")
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, dpi=110)
+
+
 def click_curve(curves: Mapping[str, Sequence[float]], path: str | Path) -> None:
     """Mean IoU after 1, 2, … clicks of each model ("base", "tuned"), as one PNG."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg

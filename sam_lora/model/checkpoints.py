@@ -49,7 +49,7 @@ def prepare_for_training(sam: Sam, lora: LoraSettings | Mapping[str, Any], train
     adapted = add_lora(sam, lora if isinstance(lora, LoraSettings) else LoraSettings.from_header(lora))
     sam.mask_decoder.requires_grad_(train_decoder)
     if find:
-        add_finder(sam, find["classes"])
+        add_finder(sam, find)
     return adapted
 
 

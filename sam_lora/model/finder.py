@@ -6,8 +6,9 @@ decoder, so that a photo needs no click. It is part of the SAM as `sam.finder`; 
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,7 @@ from sam_lora.model.meta import Sam
 
 WIDTH = 64
 CELLS_PER_EMBEDDING = 2     # cells along each side of one cell of the embedding
+CLASS_DROPOUT = 0.4         # of whole channels: what an object's class is, is easily learned by heart
 PRIOR = 0.01                # what an untrained head says everywhere, so that the many empty cells do not swamp it
 FIRST_SIDE = 3.0            # cells from centre to side of the box of an untrained head
 LONGEST_SIDE = 8.0          # natural logarithm of cells; keeps float16 finite
@@ -38,15 +40,18 @@ class Finder(nn.Module):
     """Image embeddings (B, C, h, w) -> Map, with g = 2h. Objectness and class are apart: with few annotations a class
     takes far longer to learn than that there is something."""
 
-    def __init__(self, channels: int, class_names: Sequence[str]) -> None:
+    def __init__(self, channels: int, class_names: Sequence[str], photo_side: int | None = None,
+                 threshold: float | None = None) -> None:
+        """`photo_side`: the longest side, in pixels, of the photos or tiles it is trained on; `threshold`: the score
+        from which on objects count, None before it is known."""
         super().__init__()
-        self.class_names = tuple(class_names)
+        self.class_names, self.photo_side, self.threshold = tuple(class_names), photo_side, threshold
         self.body = nn.Sequential(
             nn.Conv2d(channels, WIDTH, 3, padding=1), nn.GroupNorm(8, WIDTH), nn.GELU(),
             nn.ConvTranspose2d(WIDTH, WIDTH, CELLS_PER_EMBEDDING, CELLS_PER_EMBEDDING), nn.GroupNorm(8, WIDTH),
             nn.GELU(), nn.Conv2d(WIDTH, WIDTH, 3, padding=1), nn.GELU())
         self.objectness = nn.Conv2d(WIDTH, 1, 1)
-        self.classes = nn.Conv2d(WIDTH, len(self.class_names), 1)
+        self.classes = nn.Sequential(nn.Dropout2d(CLASS_DROPOUT), nn.Conv2d(WIDTH, len(self.class_names), 1))
         self.sides = nn.Conv2d(WIDTH, 4, 1)
         for layer, bias in ((self.objectness, -math.log(1 / PRIOR - 1)), (self.sides, math.log(FIRST_SIDE))):
             nn.init.normal_(layer.weight, std=0.01)
@@ -67,9 +72,13 @@ def cell_centres(rows: int, columns: int, cell: int, device: torch.device | None
     return (x + 0.5) * cell, (y + 0.5) * cell
 
 
-def add_finder(sam: Sam, class_names: Sequence[str]) -> None:
-    """Give `sam` a finder for these classes, drawn from torch's global generator. It trains."""
-    sam.finder = Finder(sam.prompt_encoder.embed_dim, class_names).to(sam.device)
+def add_finder(sam: Sam, find: Mapping[str, Any]) -> None:
+    """Give `sam` a finder, drawn from torch's global generator. It trains.
+
+    `find`, an entry of a checkpoint's header: classes, photo_side, threshold.
+    """
+    sam.finder = Finder(sam.prompt_encoder.embed_dim, find["classes"], find.get("photo_side"),
+                        find.get("threshold")).to(sam.device)
 
 
 def finder_of(sam: Sam) -> Finder | None:

@@ -5,7 +5,6 @@ of prompts. Masks as PNG hold every pixel; the other forms are made from them.
 """
 
 import contextlib
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -22,7 +21,7 @@ from sam_lora.model import processes
 from sam_lora.model.batches import PromptedImages, batches, make_loader
 from sam_lora.model.precision import autocast, choose_precision
 from sam_lora.results import pictures
-from sam_lora.results.annotation_files import AnnotatedMask, annotated_mask, coco_content, write_yolo
+from sam_lora.results.annotation_files import AnnotatedMask, annotated_mask, write_coco, write_yolo
 from sam_lora.results.predict import Prediction, predict, predict_rows
 from sam_lora.results.prompt_table import PromptTable, read_prompt_table
 from sam_lora.results.requests import Candidate, Destination, PhotoFolder, Runtime, SinglePhoto
@@ -104,16 +103,14 @@ def predict_folder(candidate: Candidate, photos: PhotoFolder, destination: Desti
             path = folder / item.mask_name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(imaging.encode_png(prediction.mask))
-            return vars(annotated_mask(prediction, item, photos.save_yolo))
+            return vars(annotated_mask(prediction.mask, prediction.predicted_iou, item, photos.save_yolo))
 
         sam = candidate.load(prompt_kinds(table.samples))
         annotated = [AnnotatedMask(**mask) for mask in
                      predict_rows(sam, table.samples, finish, runtime, with_masks=False)]
         if not ranks.first:
             return None
-        content = coco_content(table, annotated)
-        with atomic_path(folder / contracts.COCO_PREDICTIONS) as temporary:
-            temporary.write_text(json.dumps(content, ensure_ascii=False) + "\n", encoding="utf-8")
+        content = write_coco(table, annotated, folder)
         drawn = draw_overlays(table, destination, folder)
         if photos.save_yolo:
             write_yolo(table, annotated, folder / contracts.YOLO_FOLDER)

@@ -3,6 +3,7 @@
 COCO's RLE holds the very pixels of a mask, a YOLO polygon nearly.
 """
 
+import json
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from tqdm import tqdm
 
 from sam_lora import contracts
 from sam_lora.data import geometry, imaging
-from sam_lora.results.predict import Prediction
+from sam_lora.files import atomic_path
 from sam_lora.results.prompt_table import PromptedObject, PromptTable
 from sam_lora.workers import map_in_threads
 
@@ -27,10 +28,10 @@ class AnnotatedMask:
     polygon: list | None        # (N, 2) xy, N 0 for an empty mask; None unless asked for
 
 
-def annotated_mask(prediction: Prediction, item: PromptedObject, with_polygon: bool) -> AnnotatedMask:
-    mask = prediction.mask
+def annotated_mask(mask: np.ndarray, score: float, item: PromptedObject, with_polygon: bool) -> AnnotatedMask:
+    """`mask` (H, W) bool; `score` is what the model itself expects of it."""
     annotation = {"image_id": item.image_id, "category_id": item.category_id, **mask_to_coco(mask), "iscrowd": 0,
-                  "score": round(prediction.predicted_iou, 6), "mask": item.mask_name}
+                  "score": round(score, 6), "mask": item.mask_name}
     polygon = geometry.mask_to_polygon(mask).tolist() if with_polygon else None
     return AnnotatedMask(annotation, mask.shape[::-1], polygon)
 
@@ -46,9 +47,13 @@ def mask_to_coco(mask: np.ndarray) -> dict:
             "bbox": [x0, y0, x1 - x0, y1 - y0], "area": int(np.count_nonzero(mask))}
 
 
-def coco_content(table: PromptTable, annotated: Sequence[AnnotatedMask]) -> dict:
-    """The content of predictions.json: all images, and an annotation for each mask that is not empty."""
-    sizes = [annotated[rows[0]].size_wh for rows in table.rows_of.values()]
+def coco_content(table: PromptTable, annotated: Sequence[AnnotatedMask],
+                 sizes_wh: Sequence[Sequence[int]] | None = None) -> dict:
+    """The content of predictions.json: all images, and an annotation for each mask that is not empty.
+
+    `sizes_wh` of the images; None: from their masks.
+    """
+    sizes = sizes_wh or [annotated[rows[0]].size_wh for rows in table.rows_of.values()]
     kept = [item.annotation for item in annotated if item.annotation["area"]]
     return {"info": {"description": "masks predicted by SAM; score is the IoU that the model itself expects"},
             "licenses": [],
@@ -57,6 +62,15 @@ def coco_content(table: PromptTable, annotated: Sequence[AnnotatedMask]) -> dict
             "annotations": [{"id": number, **annotation} for number, annotation in enumerate(kept, start=1)],
             "categories": [{"id": number, "name": name, "supercategory": ""}
                            for name, number in table.categories.items()]}
+
+
+def write_coco(table: PromptTable, annotated: Sequence[AnnotatedMask], folder: Path,
+               sizes_wh: Sequence[Sequence[int]] | None = None) -> dict:
+    """Write predictions.json; returns what it holds. Arguments as for `coco_content`."""
+    content = coco_content(table, annotated, sizes_wh)
+    with atomic_path(folder / contracts.COCO_PREDICTIONS) as temporary:
+        temporary.write_text(json.dumps(content, ensure_ascii=False) + "\n", encoding="utf-8")
+    return content
 
 
 # ---- YOLO ---------------------------------------------------------------------------------------------------
@@ -70,8 +84,8 @@ def write_yolo(table: PromptTable, annotated: Sequence[AnnotatedMask], folder: P
                 "names": dict(enumerate(class_names))}
     (folder / "data.yaml").write_text(yaml.safe_dump(settings, sort_keys=False, allow_unicode=True), encoding="utf-8")
 
-    def write(rows: Sequence[int]) -> None:
-        source, stem = table.samples[rows[0]].image, table.objects[rows[0]].stem
+    def write(image_name: str) -> None:
+        (source, stem), rows = table.files[image_name], table.rows_of[image_name]
         suffix = source.suffix if source.suffix.lower() in imaging.IMAGE_SUFFIXES else ".png"
         image, label = folder / contracts.IMAGES_FOLDER / f"{stem}{suffix}", folder / "labels" / f"{stem}.txt"
         for path in (image, label):
@@ -83,7 +97,7 @@ def write_yolo(table: PromptTable, annotated: Sequence[AnnotatedMask], folder: P
         label.write_text("".join(yolo_row(item.annotation["category_id"] - 1, item.polygon, item.size_wh)
                                  for item in (annotated[row] for row in rows) if item.annotation["area"]),
                          encoding="utf-8")
-    written = map_in_threads(write, table.rows_of.values())
+    written = map_in_threads(write, table.rows_of)
     for _ in tqdm(written, "labels", len(table.rows_of), unit="image", disable=None):
         pass
 

@@ -6,9 +6,20 @@ from pathlib import Path
 
 from sam_lora import cli, contracts
 from sam_lora.ranks import ranks_of_environment
-from sam_lora.results.requests import Destination, PhotoFolder, Runtime, SampleTable, SinglePhoto
+from sam_lora.results.requests import (
+    Destination,
+    FindPhotos,
+    FindTable,
+    PhotoFolder,
+    Request,
+    Runtime,
+    SampleTable,
+    SinglePhoto,
+    Wanted,
+)
 
 PROMPT_FLAGS = ("points", "labels", "box")
+FIND_FLAGS = ("score_threshold", "classes", "points_per_side")
 
 
 # ---- types --------------------------------------------------------------------------------------------------
@@ -62,7 +73,8 @@ def add_inference(parser: argparse.ArgumentParser, output_dir: str, test_csv: st
     source.add_argument("--test_csv", default=test_csv, metavar="FILE", help="table of step 3; every row is scored")
     source.add_argument("--image", metavar="FILE", help="predict one photo without ground truth instead of a table")
     source.add_argument("--images_dir", metavar="DIR",
-                        help="predict a folder of photos without ground truth; needs --prompts_csv")
+                        help="predict a folder of photos without ground truth: the objects that --prompts_csv names, "
+                             "or without it all that are found")
     data.add_argument("--prompts_csv", metavar="FILE",
                       help="table with one object per row: image (path below --images_dir), points as [[x,y],…] "
                            "and/or box as [x0,y0,x1,y1], optionally point_labels as [1,0,…] and class_name")
@@ -74,6 +86,13 @@ def add_inference(parser: argparse.ArgumentParser, output_dir: str, test_csv: st
                         help="for each point, 1 (on the object) or 0 (not on it); default: all 1")
     prompt.add_argument("--box", type=_or_none(xyxy_box), action="append", metavar="X0,Y0,X1,Y1",
                         help="box around the object, in pixels of the photo")
+    find = parser.add_argument_group("without a prompt", "find all objects: --image without a prompt, --images_dir "
+                                     "without --prompts_csv, --test_csv with --find")
+    find.add_argument("--find", action="store_true",
+                      help="with --test_csv: search its photos without its prompts and score what was found")
+    find.add_argument("--score_threshold", type=cli.fraction, metavar="T",
+                      help="leave out what has a lower score; default: the model's own, with the best F1 on its "
+                           "validation table (as released: 0.88)")
     out = parser.add_argument_group("output")
     out.add_argument("--output_dir", default=output_dir, metavar="DIR", help="folder for the results")
     out.add_argument("--num_pictures", type=cli.non_negative_int, default=30, metavar="N",
@@ -105,21 +124,41 @@ def check_inference(args: argparse.Namespace, parser: argparse.ArgumentParser) -
         if source is not None and getattr(args, name):
             parser.error(f"--{name}: not with --{source}, which has no ground truth to score")
     if args.save_yolo and source != "images_dir":
-        parser.error("--save_yolo: only with --images_dir and --prompts_csv; YOLO labels belong to whole images")
-    if (args.images_dir is None) != (args.prompts_csv is None):
-        given, lacking = ("prompts_csv", "images_dir") if args.images_dir is None else ("images_dir", "prompts_csv")
-        parser.error(f"--{given} needs --{lacking}")
+        parser.error("--save_yolo: only with --images_dir; YOLO labels belong to whole images")
+    _check_finding(args, parser, source)
+    if args.prompts_csv is not None and args.images_dir is None:
+        parser.error("--prompts_csv needs --images_dir")
     given = [f"--{name}" for name in PROMPT_FLAGS if getattr(args, name) is not None]
     if source != "image" and given:
         parser.error(f"{', '.join(given)}: only with --image; the prompts for a table are in the table")
-    if source == "image":
+    if source == "image" and given:
         _check_prompts(args, parser)
+
+
+def _check_finding(args: argparse.Namespace, parser: argparse.ArgumentParser, source: str | None) -> None:
+    if args.find and source is not None:
+        parser.error(f"--find: with --test_csv; --{source} without prompts finds all objects by itself")
+    for name in ("compare_to", "prompt_kinds"):
+        if args.find and getattr(args, name):
+            parser.error(f"--{name}: is about prompts and --find has none: give one of them")
+    if finds(args):
+        return
+    for name in FIND_FLAGS:
+        if getattr(args, name, None) is not None:
+            parser.error(f"--{name}: only where objects are found without a prompt (--find; --image or --images_dir "
+                         "without prompts)")
+
+
+def finds(args: argparse.Namespace) -> bool:
+    """Is everything to be found, rather than what prompts name?"""
+    prompted = args.prompts_csv is not None or any(getattr(args, name) is not None for name in PROMPT_FLAGS)
+    return args.find or ((args.images_dir is not None or args.image is not None) and not prompted)
 
 
 def _check_prompts(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
     counts = {name: len(getattr(args, name)) for name in PROMPT_FLAGS if getattr(args, name) is not None}
     if not counts.keys() & {"points", "box"}:
-        parser.error("--image needs a prompt: --points, --box, or both")
+        parser.error("--labels belong to --points: give both")
     if len(set(counts.values())) > 1:
         given = ", ".join(f"{count} --{name}" for name, count in counts.items())
         parser.error(f"found {given}; expected the same number of each, one per object: write none for an object "
@@ -133,8 +172,14 @@ def _check_prompts(args: argparse.Namespace, parser: argparse.ArgumentParser) ->
             parser.error(f"--labels{which}: {len(labels)} for {len(points or ())} points; expected one each")
 
 
-def request_of(args: argparse.Namespace) -> SampleTable | SinglePhoto | PhotoFolder:
+def request_of(args: argparse.Namespace) -> Request:
     """What the flags of `add_inference` ask for."""
+    if finds(args):
+        classes = getattr(args, "classes", None)
+        wanted = Wanted(args.score_threshold, classes and tuple(classes), getattr(args, "points_per_side", None))
+        if args.find:
+            return FindTable(args.test_csv, wanted)
+        return FindPhotos(args.images_dir, args.image, wanted, args.save_yolo)
     if args.image is not None:
         return SinglePhoto(args.image, image_prompts(args))
     if args.images_dir is not None:

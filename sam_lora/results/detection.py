@@ -124,7 +124,12 @@ def outcomes(photos: Sequence[ScannedPhoto], class_agnostic: bool = False) -> li
 
 def scores_at(photos: Sequence[ScannedPhoto], threshold: float, class_agnostic: bool = False) -> Scores:
     """Counts of all objects found with at least that score."""
-    kept = [outcome for outcome in outcomes(photos, class_agnostic) if outcome.found.score >= threshold]
+    return scores_of(photos, outcomes(photos, class_agnostic), threshold)
+
+
+def scores_of(photos: Sequence[ScannedPhoto], results: Sequence[Outcome], threshold: float) -> Scores:
+    """As `scores_at`, of `outcomes` that are known."""
+    kept = [outcome for outcome in results if outcome.found.score >= threshold]
     numbers = np.bincount([outcome.photo for outcome in kept], minlength=len(photos))
     there = np.array([len(photo.truth) for photo in photos])
     hits = sum(outcome.hit for outcome in kept)
@@ -132,6 +137,13 @@ def scores_at(photos: Sequence[ScannedPhoto], threshold: float, class_agnostic: 
     return Scores(threshold, hits, len(kept) - hits, int(there.sum()) - hits,
                   float(np.abs(numbers - there).mean()) if len(photos) else np.nan,
                   float(background.mean()) if len(background) else np.nan)
+
+
+def precision_recall(photos: Sequence[ScannedPhoto], results: Sequence[Outcome]) -> tuple[list[float], list[float]]:
+    """(recalls, precisions) as the score falls; `results` best score first, as `outcomes` gives them."""
+    hits = np.cumsum([outcome.hit for outcome in results])
+    there = max(sum(len(photo.truth) for photo in photos), 1)
+    return (hits / there).tolist(), (hits / np.arange(1, len(hits) + 1)).tolist()
 
 
 def best_threshold(photos: Sequence[ScannedPhoto], fallback: float = 0.5) -> float:

@@ -4,7 +4,6 @@ A photo larger than those that the finder was trained on is looked at in overlap
 one object is put together.
 """
 
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
@@ -14,25 +13,22 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
-from tqdm import tqdm
 
 from sam_lora.data import geometry
 from sam_lora.data.geometry import Box
-from sam_lora.data.imaging import load_image
-from sam_lora.data.photos import group_photos, visible_objects
-from sam_lora.data.samples import Sample
 from sam_lora.model.batches import pad_images
 from sam_lora.model.encode import preprocess
 from sam_lora.model.finder import Map, cell_centres, cell_side
 from sam_lora.model.meta import ResizeLongestSide, Sam
 from sam_lora.model.prompts import Prompts, decode, full_size_mask
-from sam_lora.results.found import FoundObject, ScannedPhoto
+from sam_lora.results.found import FoundObject, encode_mask
 
 CANDIDATES = 300        # cells of one image that are looked at, likeliest first
 BOX_OVERLAP = 0.7       # IoU with a likelier box above which a cell has found the same object
 DECODED = 100           # of one image
 PROMPTS_PER_DECODE = 32
 MASK_OVERLAP = 0.6      # IoU with a better mask above which a mask is the same object
+LOWEST_SCORE = 0.02     # of what is looked at to score a finder: average precision wants all there is
 LARGER = 1.5            # times the longest side of the training photos: from here on a photo goes in tiles
 SAME_IN_BOTH = 0.5      # fraction of the smaller of two pieces, where both tiles look, that they share if they are one
 
@@ -66,36 +62,14 @@ def find_objects(sam: Sam, pixels: np.ndarray, settings: FindSettings,
     An object's score is its class' probability times the geometric mean of the finder's and the decoder's own
     estimates of how well it is cut out.
     """
-    from pycocotools import mask as coco_mask
     height, width = pixels.shape[:2]
     pieces = [piece for tile in tiles_of((width, height), settings.photo_side)
               for piece in _find_in_tile(sam, pixels, tile, settings, autocast or nullcontext())]
     found = []
     for piece in sorted(_joined(pieces), key=lambda piece: -piece.score):
         whole = geometry.paste(piece.mask, piece.box, (0, 0, width, height))
-        found.append(FoundObject(piece.class_name, piece.score, coco_mask.encode(np.asfortranarray(whole, np.uint8)),
-                                 piece.box))
+        found.append(FoundObject(piece.class_name, piece.score, encode_mask(whole), piece.box))
     return found
-
-
-def scan_photos(sam: Sam, samples: Sequence[Sample], settings: FindSettings,
-                autocast: AbstractContextManager | None = None, quiet: bool = False) -> list[ScannedPhoto]:
-    """Every photo or tile of a table: what was found, and what is there. Raises UserError."""
-    from pycocotools import mask as coco_mask
-    truths = visible_objects(samples)
-    scanned = []
-    photos = group_photos(samples).items()
-    for key, rows in tqdm(photos, "finding objects", unit="photo", leave=False, disable=True if quiet else None):
-        sample = samples[rows[0]]
-        pixels = load_image(sample.image)
-        size_wh = pixels.shape[1::-1]
-        began = time.perf_counter()
-        found = find_objects(sam, pixels, settings, autocast)
-        seconds = time.perf_counter() - began
-        masks = ((thing.class_name, thing.mask(size_wh)) for thing in truths[key])
-        truth = tuple((name, coco_mask.encode(np.asfortranarray(mask, np.uint8))) for name, mask in masks if mask.any())
-        scanned.append(ScannedPhoto(sample.image, sample.image_text, size_wh, tuple(found), truth, seconds))
-    return scanned
 
 
 def tiles_of(size_wh: tuple[int, int], photo_side: int | None) -> list[Box]:

@@ -3,9 +3,12 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-Rle = Mapping[str, Any]     # COCO's compressed run lengths, as pycocotools gives them: size [H, W], counts
+if TYPE_CHECKING:
+    import numpy as np
+
+Rle = Mapping[str, Any]     # COCO's compressed run lengths, as pycocotools has them: size [H, W], counts (text)
 
 
 @dataclass(frozen=True)
@@ -28,3 +31,17 @@ class ScannedPhoto:
     found: tuple[FoundObject, ...]
     truth: tuple[tuple[str, Rle], ...] | None
     seconds: float
+
+
+def encode_mask(mask: "np.ndarray") -> Rle:
+    """(H, W) bool -> run lengths that JSON can hold."""
+    import numpy as np
+    from pycocotools import mask as coco_mask
+    encoded = coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8))
+    return {"size": list(mask.shape), "counts": encoded["counts"].decode("ascii")}
+
+
+def decode_mask(mask: Rle) -> "np.ndarray":
+    """Run lengths -> (H, W) bool."""
+    from pycocotools import mask as coco_mask
+    return coco_mask.decode(mask).astype(bool)

@@ -123,12 +123,40 @@ def numbered_overlay(examples: Iterable[Example]) -> np.ndarray:
         cover = scaled.cover(example.predicted)
         picture = scaled.with_prompt(scaled.tinted([(cover, colour)], outline=cover, grey=False))
         plates.append((scaled.middle(), chip(str(number), colour)))
-    for (x, y), plate in plates:  # last, so that no mask covers a number
+    return _with_plates(picture, plates)
+
+
+def marked_photo(image: np.ndarray, marks: Sequence[tuple[np.ndarray, tuple[int, int, int], str]]) -> np.ndarray:
+    """A photo with several objects on it. `marks`: mask (H, W) bool, colour, and what to write at it."""
+    height, width = image.shape[:2]
+    longest = min(OVERLAY_LONGEST / max(height, width), (OVERLAY_AREA / (height * width)) ** 0.5)
+    picture, plates = None, []
+    for mask, colour, text in marks:
+        scaled = Scaled(Example(image, (), (), None, mask, None), longest, picture)
+        cover = scaled.cover(mask)
+        picture = scaled.tinted([(cover, colour)], outline=cover, grey=False)
+        plates.append((scaled.middle(), chip(text, colour)))
+    if picture is None:
+        return Scaled(Example(image, (), (), None, np.zeros((height, width), bool), None), longest).image
+    return _with_plates(picture, plates)
+
+
+def _with_plates(picture: np.ndarray, plates: Sequence[tuple[tuple[int, int], np.ndarray]]) -> np.ndarray:
+    """Draw (middle xy, plate) on the picture, last of all, so that no mask covers a word."""
+    for (x, y), plate in plates:
         height, width = np.minimum(plate.shape[:2], picture.shape[:2]).tolist()
         left = min(max(x - width // 2, 0), picture.shape[1] - width)
         top = min(max(y - height // 2, 0), picture.shape[0] - height)
         picture[top:top + height, left:left + width] = plate[:height, :width]
     return picture
+
+
+def found_photo(image: np.ndarray, marks: Sequence[tuple[np.ndarray, tuple[int, int, int], str]], heading: str
+                ) -> np.ndarray:
+    """A photo with the objects found, with those that are false and those that were missed, with a legend."""
+    picture = marked_photo(image, marks)
+    width = max(picture.shape[1], NARROWEST_PANEL)
+    return framed(stack([text_strip(heading, width, 16, INK), picture, legend(width)]))
 
 
 def tiles_of(scaled: Scaled) -> list[np.ndarray]:

@@ -38,12 +38,15 @@ class PromptTable:
     samples: Sequence[Sample]
     objects: Sequence[PromptedObject]
     class_names: Sequence[str]              # of each row
-    rows_of: Mapping[str, Sequence[int]]    # image -> its rows, in the order of the table
+    rows_of: Mapping[str, Sequence[int]]    # image -> its rows, in the order of the table; it may have none
+    files: Mapping[str, tuple[Path, str]]   # image -> its file, and the path of its outputs without suffix
+    classes: Sequence[str] = ()             # that come first, whether they occur or not
 
     @property
     def categories(self) -> dict[str, int]:
         """Class name -> number, from 1, in the order of the table."""
-        return {name: number for number, name in enumerate(dict.fromkeys(self.class_names), start=1)}
+        names = dict.fromkeys([*self.classes, *self.class_names])
+        return {name: number for number, name in enumerate(names, start=1)}
 
 
 def read_prompt_table(photos: PhotoFolder) -> PromptTable:
@@ -53,12 +56,20 @@ def read_prompt_table(photos: PhotoFolder) -> PromptTable:
     rows_of: dict[str, list[int]] = {}
     for row, sample in enumerate(samples):
         rows_of.setdefault(sample.image_text, []).append(row)
-    stems, categories = output_stems(rows_of), PromptTable(samples, [], names, rows_of).categories
+    return prompt_table(samples, names, rows_of, {sample.image_text: sample.image for sample in samples})
+
+
+def prompt_table(samples: Sequence[Sample], names: Sequence[str], rows_of: Mapping[str, Sequence[int]],
+                 images: Mapping[str, Path], classes: Sequence[str] = ()) -> PromptTable:
+    """Of `samples` with their class `names`; `images`: the file of each image. All else as in `PromptTable`."""
+    stems = output_stems(rows_of)
+    files = {image: (images[image], stems[image]) for image in rows_of}
+    categories = PromptTable(samples, [], names, rows_of, files, classes).categories
     object_of = {row: PromptedObject(image_id, categories[names[row]], number, stems[image])
                  for image_id, (image, rows) in enumerate(rows_of.items(), start=1)
                  for number, row in enumerate(rows, start=1)}
     objects = [object_of[row] for row in range(len(samples))]
-    return PromptTable(samples, objects, names, rows_of)
+    return PromptTable(samples, objects, names, rows_of, files, classes)
 
 
 def read_prompts(table_path: str | Path, images_dir: str | Path) -> tuple[list[Sample], list[str]]:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     import jinja2
 
 TEMPLATE = "report.html.j2"
+FOUND_PICTURES = 12
 GALLERY_PICTURES = 60                     # on the whole page; samples/ has all
 LONGEST_PANEL, LONGEST_CURVES, LONGEST_SHEET = 1100, 2000, 6000  # pixels; a sheet is as long as it has rows
 QUALITY = 82
@@ -35,6 +36,8 @@ FORBIDDEN = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufdd0-
 HEADINGS = {
     "class_name": "class", "mean_iou": "mean IoU", "median_iou": "median IoU", "p5_iou": "5th percentile",
     "mean_dice": "mean Dice", "mean_boundary_iou": "mean boundary IoU", "share_below_0.5": "IoU under 0.5",
+    "ap": "AP", "ap50": "AP50", "ap75": "AP75", "ar100": "AR100", "f1": "F1", "count_error": "count error a photo",
+    "false_on_background": "false on a background photo", "seconds_a_photo": "seconds a photo",
     "base_iou": "base IoU", "tuned_iou": "tuned IoU", "mean_difference": "difference", "ci95": "95 % interval",
     "wins": "better on", "losses": "worse on", "train_loss": "training loss", "val_loss": "validation loss",
     "train_iou": "training IoU", "val_iou": "validation IoU", "learning_rate": "learning rate",
@@ -98,6 +101,12 @@ class PromptKinds:
 
 
 @dataclass(frozen=True)
+class FoundObjects:
+    table: Table
+    pictures: Sequence[Picture]
+
+
+@dataclass(frozen=True)
 class Training:
     curves: Picture | None
     summary: str
@@ -132,13 +141,14 @@ class Page:
     scores: Sequence[Table]
     comparison: Comparison | None
     prompts: PromptKinds | None
+    found: FoundObjects | None
     training: Training | None
     samples: Samples | None
 
     @property
     def sections(self) -> list[tuple[str, str]]:
-        titles = {"scores": "Scores", "comparison": "Base against tuned",
-                  "prompts": "Kinds of prompts", "training": "Training", "samples": "Samples"}
+        titles = {"scores": "Scores", "comparison": "Base against tuned", "prompts": "Kinds of prompts",
+                  "found": "Found without a prompt", "training": "Training", "samples": "Samples"}
         return [(name, title) for name, title in titles.items() if getattr(self, name)]
 
 
@@ -160,8 +170,9 @@ def write_report(folder: Path, prefix: str, facts: Mapping[str, object], finding
         sentences=findings.sentences, numbers=[] if summary is None else headline(summary),
         notes=[*findings.notes, *left_out], scores=score_tables(prefix, findings.tables),
         comparison=comparison_section(folder, findings.tables.get(contracts.COMPARISON_TABLE)),
-        prompts=prompts_section(folder, findings.tables.get(contracts.prompt_summary_table(prefix))), training=training,
-        samples=samples_section(folder, findings.tables[contracts.results_table(prefix)]))
+        prompts=prompts_section(folder, findings.tables.get(contracts.prompt_summary_table(prefix))),
+        found=found_section(folder, findings.tables.get(contracts.find_summary_table(prefix))), training=training,
+        samples=samples_section(folder, findings.tables.get(contracts.results_table(prefix))))
     (folder / contracts.REPORT_PAGE).write_text(render(page), encoding="utf-8", newline="\n")
     return left_out
 
@@ -231,6 +242,18 @@ def prompts_section(folder: Path, summary: pd.DataFrame | None) -> PromptKinds |
     return PromptKinds(table_of(summary, caption), picture_of(path, alt, LONGEST_CURVES) if path.is_file() else None)
 
 
+def found_section(folder: Path, summary: pd.DataFrame | None) -> FoundObjects | None:
+    if summary is None:
+        return None
+    caption = ("Average precision and recall as COCO has them, of masks; precision, recall and F1 of the objects whose "
+               "score is the threshold or more, with a mask IoU of 0.5 or more.")
+    curve = folder / contracts.FIND_CURVE
+    paths = [curve] * curve.is_file() + sorted((folder / contracts.FOUND_FOLDER).glob("*.jpg"))[:FOUND_PICTURES]
+    pictures = [picture_of(path, "Precision over recall." if path == curve else f"{path.stem}: what was found",
+                           LONGEST_CURVES if path == curve else LONGEST_PANEL) for path in paths]
+    return FoundObjects(table_of(summary, caption), pictures)
+
+
 def training_section(folder: str | Path | None, left_out: list[str]) -> Training | None:
     """Curves and log of the training if they can be read; a note on each that cannot is appended to `left_out`."""
     if folder is None:
@@ -267,8 +290,10 @@ def _short(cell: str) -> str:
         return cell
 
 
-def samples_section(folder: Path, results: pd.DataFrame) -> Samples | None:
+def samples_section(folder: Path, results: pd.DataFrame | None) -> Samples | None:
     """Drawn samples by class, lowest IoU first, and the contact sheet."""
+    if results is None:
+        return None
     drawn = results[results["picture"] != ""]
     if drawn.empty:
         return None

@@ -67,6 +67,37 @@ class PhotoFolder:
 
 
 @dataclass(frozen=True)
+class Wanted:
+    """Which objects are to be found without a prompt. `threshold` None: from the model's own score on; `classes` None:
+    all. `points_per_side`: of the grid of clicks, for a model as released; None: as suits it."""
+
+    threshold: float | None = None
+    classes: Sequence[str] | None = None
+    points_per_side: int | None = None
+
+
+@dataclass(frozen=True)
+class FindTable:
+    """Find the objects of a table's photos without its prompts, and score what was found."""
+
+    test_csv: str
+    wanted: Wanted
+
+
+@dataclass(frozen=True)
+class FindPhotos:
+    """Find all objects in photos without ground truth: those below a folder, or one."""
+
+    images_dir: str | None
+    image: str | None
+    wanted: Wanted
+    save_yolo: bool = False
+
+
+Request = SampleTable | SinglePhoto | PhotoFolder | FindTable | FindPhotos
+
+
+@dataclass(frozen=True)
 class Destination:
     """Where the results go, and how many samples are drawn there; `seed` decides which ones."""
 

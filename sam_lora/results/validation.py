@@ -1,8 +1,9 @@
 """Loss and IoU of each row of a labelled table, and the finder's threshold, for validation during training."""
 
-from collections.abc import Iterable, Mapping, Sequence
+import math
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
-from typing import Any
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -10,14 +11,18 @@ from tqdm import tqdm
 
 from sam_lora.data.samples import Sample
 from sam_lora.model.batches import Batch
+from sam_lora.model.finder import finder_of
 from sam_lora.model.meta import Sam
+from sam_lora.model.processes import told_by_first
+from sam_lora.ranks import ALONE, Ranks
 from sam_lora.results import metrics
 from sam_lora.results.detection import best_threshold, scores_at
-from sam_lora.results.find import FindSettings, scan_photos
+from sam_lora.results.find import FindSettings, find_objects
 from sam_lora.results.predict import MaskLoss, predict
+from sam_lora.results.scan import scan_photos
 
-LOWEST_SCORE = 0.02         # of the objects that are looked at to find the best threshold
-FALLBACK_THRESHOLD = 0.3
+LOWEST_THRESHOLD = 0.15     # of those that may be the best: objects below cost time
+FALLBACK_THRESHOLD = 0.4
 
 
 def validation_scores(sam: Sam, batches: Iterable[Batch], rows: int, autocast: AbstractContextManager,
@@ -34,17 +39,16 @@ def validation_scores(sam: Sam, batches: Iterable[Batch], rows: int, autocast: A
     return scores
 
 
-def find_threshold(sam: Sam, samples: Sequence[Sample], find: Mapping[str, Any],
-                   autocast: AbstractContextManager) -> tuple[float, str]:
-    """The score at which the finder has its best F1 on a validation table, and what to say about it.
+def validate_finder(sam: Sam, samples: Sequence[Sample], autocast: AbstractContextManager,
+                    ranks: Ranks = ALONE) -> tuple[float, float]:
+    """(score with the best F1, that F1) of finding a labelled table's objects, the same in all processes.
 
-    `find`: the header's entry. Without a table it is FALLBACK_THRESHOLD.
+    Without a table (FALLBACK_THRESHOLD, NaN).
     """
     if not samples:
-        return FALLBACK_THRESHOLD, f"no validation table: objects are found from score {FALLBACK_THRESHOLD} on"
-    settings = FindSettings(LOWEST_SCORE, None, find["photo_side"])
-    photos = scan_photos(sam, samples, settings, autocast)
-    threshold = best_threshold(photos)
-    scores = scores_at(photos, threshold)
-    return threshold, (f"found without a prompt on the validation photos: from score {threshold:.2f} on precision "
-                       f"{scores.precision:.3f}, recall {scores.recall:.3f}, F1 {scores.f1:.3f}")
+        return FALLBACK_THRESHOLD, math.nan
+    sam.eval()
+    settings = FindSettings(LOWEST_THRESHOLD, photo_side=finder_of(sam).photo_side)
+    photos = scan_photos(samples, partial(find_objects, sam, settings=settings, autocast=autocast), ranks)
+    threshold = best_threshold(photos, FALLBACK_THRESHOLD) if ranks.first else 0.0
+    return tuple(told_by_first([threshold, scores_at(photos, threshold).f1] if ranks.first else None, ranks))

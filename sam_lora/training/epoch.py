@@ -56,9 +56,10 @@ class Epoch:
             self.loss, self.iou = loss / masks, iou / masks
         self.training_seconds = time.perf_counter() - self.began
 
-    def log_row(self, val_loss: float, val_iou: float, images: int, update: Update) -> LogRow:
-        """`images`: how many were trained on, by all processes."""
+    def log_row(self, val_loss: float, val_iou: float, find_f1: float | None, images: int, update: Update) -> LogRow:
+        """`images`: how many were trained on, by all processes; `find_f1`: None without a finder."""
         return LogRow(self.number, self.loss, val_loss, self.iou, val_iou, learning_rate=update.learning_rate_now,
                       seconds=time.perf_counter() - self.began, images_per_s=images / self.training_seconds,
                       data_wait=self.waited / self.training_seconds,
-                      peak_memory_mb=memory.peak_memory_mb(self.device), skipped_steps=update.skipped)
+                      peak_memory_mb=memory.peak_memory_mb(self.device), skipped_steps=update.skipped,
+                      val_find_f1=find_f1)

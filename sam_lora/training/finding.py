@@ -2,7 +2,9 @@
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -10,11 +12,12 @@ from tqdm import tqdm
 
 from sam_lora.data.photos import group_photos
 from sam_lora.data.samples import Sample
+from sam_lora.model.augment import jitter_colors
 from sam_lora.model.batches import pad_images, read_image
 from sam_lora.model.encode import preprocess
 from sam_lora.model.finder import Map, cell_side
 from sam_lora.model.meta import ResizeLongestSide, Sam
-from sam_lora.model.scenes import UNDECIDED, Cells, Scenes, stack_cells
+from sam_lora.model.scenes import UNDECIDED, Cells, Scene, Scenes, stack_cells
 from sam_lora.training.update import GRADIENT_CLIP, LearningRate
 
 BOX_WEIGHT = 2.0
@@ -24,8 +27,10 @@ MIN_LAST_STEPS = 200        # alone: the encoder of the best epoch is not that o
 IMAGES_PER_STEP = 16
 LEARNING_RATE = 3e-3
 WEIGHT_DECAY = 0.01
-MEMORY_BYTES = 2 << 30      # of embeddings: photos are mirrored both ways, one way or not at all, as they fit
-MIRRORED = ([], [-1], [-2], [-1, -2])   # axes
+EMBEDDINGS = 1000           # about how many there are: of few photos, many versions each
+MOST_VERSIONS = 16
+MEMORY_BYTES = 2 << 30      # of embeddings
+COLOR_JITTER = 0.2
 
 
 def box_overlaps(boxes: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
@@ -62,11 +67,11 @@ def steps_left(seen: int) -> int:
 
 def finish_finder(sam: Sam, samples: Sequence[Sample], scenes: Scenes, steps: int, seed: int,
                   autocast: AbstractContextManager) -> None:
-    """Train the finder alone for `steps`, on the embeddings of the photos of a table as they are and mirrored.
+    """Train the finder alone for `steps`, on the embeddings of the photos of a table, of each in several versions.
 
     A step costs a hundredth of one that trains the encoder too, and a head that starts from nothing needs hundreds.
     """
-    embeddings, cells = _embed(sam, samples, scenes, autocast)
+    embeddings, cells = _embed(sam, samples, scenes, np.random.default_rng(seed), autocast)
     finder = sam.finder.train()
     generator = torch.Generator().manual_seed(seed)
     optimizer = torch.optim.AdamW(finder.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
@@ -84,23 +89,37 @@ def finish_finder(sam: Sam, samples: Sequence[Sample], scenes: Scenes, steps: in
 
 
 @torch.no_grad()
-def _embed(sam: Sam, samples: Sequence[Sample], scenes: Scenes,
+def _embed(sam: Sam, samples: Sequence[Sample], scenes: Scenes, generator: np.random.Generator,
            autocast: AbstractContextManager) -> tuple[Tensor, list[Cells]]:
-    """Of photos and their mirror images: embeddings (M, C, h, w) on the CPU, and what is in them."""
+    """Of photos in several versions: embeddings (M, C, h, w) on the CPU, and what is in them."""
     sam.eval()
     side, transform = sam.image_encoder.img_size, ResizeLongestSide(sam.image_encoder.img_size)
     photos = [samples[rows[0]] for rows in group_photos(samples).values()]
     kind = torch.float32 if sam.device.type == "cpu" else torch.float16
     height, width = sam.prompt_encoder.image_embedding_size
     room = MEMORY_BYTES // (sam.prompt_encoder.embed_dim * height * width * kind.itemsize)
-    wanted = [(photo, axes) for axes in MIRRORED[:max(1, room // len(photos))] for photo in photos]
+    versions = max(1, min(EMBEDDINGS // len(photos), room // len(photos), MOST_VERSIONS))
     embeddings, cells = [], []
-    for photo, axes in tqdm(wanted, "finder: embeddings", unit="image", leave=False, disable=None):
+    for photo in tqdm(photos, "finder: embeddings", unit="photo", leave=False, disable=None):
         image, original_size = read_image(photo.image, transform)
-        input_size = tuple(image.shape[1:])
-        with autocast:
-            frame = preprocess(pad_images([image.flip(axes) if axes else image], side).to(sam.device),
-                               torch.tensor([input_size], device=sam.device), sam)
-            embeddings.append(sam.image_encoder(frame).to("cpu", kind))
-        cells.append(scenes.of(photo, original_size, input_size).mirrored(axes).cells(side))
+        scene = scenes.of(photo, original_size, tuple(image.shape[1:]))
+        for version in range(versions):
+            turned, scene_turned = _version(image, scene, version, generator)
+            size = torch.tensor([turned.shape[1:]], device=sam.device)
+            with autocast:
+                frame = preprocess(pad_images([turned], side).to(sam.device), size, sam)
+                embeddings.append(sam.image_encoder(frame).to("cpu", kind))
+            cells.append(scene_turned.cells(side))
     return torch.cat(embeddings), cells
+
+
+def _version(image: Tensor, scene: Scene, number: int, generator: np.random.Generator) -> tuple[Tensor, Scene]:
+    """Of (3, h, w) uint8 and its scene one of the eight mirrorings and quarter turns; all but the first time in other
+    colours."""
+    axes = [axis for bit, axis in ((1, -1), (2, -2)) if number & bit]
+    image, scene = image.flip(axes), scene.mirrored(axes)
+    if number & 4:
+        image, scene = image.transpose(1, 2), replace(scene, owner=scene.owner.T)
+    if number:
+        image = jitter_colors(image, 1 + COLOR_JITTER * generator.uniform(-1, 1, 3))
+    return image, scene

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from sam_lora.model.batches import Batch
 from sam_lora.model.encode import frame_mask, image_embeddings
+from sam_lora.model.finder import finder_of
 from sam_lora.model.meta import Sam
 from sam_lora.model.prompts import decode_all, upscale_to_frame
 from sam_lora.training.corrections import corrective_clicks
@@ -127,7 +128,7 @@ def batch_loss(sam: Sam, batch: Batch, mask_loss: MaskLoss, multimask_weight: fl
     if batch.counted is not None:
         loss, iou = loss * batch.counted, iou * batch.counted   # photos without objects teach the finder alone
     if batch.cells is not None:
-        found = sam.finder(of_images, side // batch.cells.classes.shape[-1])
+        found = finder_of(sam)(of_images, side // batch.cells.classes.shape[-1])
         with torch.autocast(batch.targets.device.type, enabled=False):
             loss = loss + FINDER_LOSS_WEIGHT * finder_loss(found, batch.cells)[batch.image_index]
     return loss.mean(), iou.mean()

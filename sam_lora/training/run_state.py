@@ -37,18 +37,27 @@ class LogRow:
     data_wait: float = math.nan         # fraction of the training time spent waiting for batches
     peak_memory_mb: float = math.nan
     skipped_steps: int = 0
+    val_find_f1: float | None = None    # None, and no column, without a finder
+
+    @property
+    def quality(self) -> float:
+        """What the best epoch has the most of, on the validation table: IoU, and where there is a finder its F1."""
+        return self.val_iou if self.val_find_f1 is None else (self.val_iou + self.val_find_f1) / 2
 
     def rounded(self) -> dict[str, float]:
         digits = {"seconds": 2, "images_per_s": 2, "data_wait": 4, "peak_memory_mb": 1}
-        return {name: round(value, digits[name]) if name in digits else value for name, value in asdict(self).items()}
+        return {name: round(value, digits[name]) if name in digits else value for name, value in asdict(self).items()
+                if value is not None}
 
 
 @dataclass(frozen=True)
 class Best:
-    """The epoch whose weights become the final checkpoint; `iou` on the validation table, -1 without one."""
+    """The epoch whose weights become the final checkpoint; on the validation table its `iou` and its
+    `LogRow.quality`, -1 without one."""
 
     epoch: int = 0
     iou: float = -1.0
+    quality: float = -1.0
     state: dict[str, Tensor] = field(default_factory=dict)
     metrics: dict[str, float] = field(default_factory=dict)
 
@@ -91,7 +100,8 @@ class Run:
             self.log = [LogRow(**{name: value for name, value in row.items() if name in columns})
                         for row in training["log"]]
             self.epoch, self.top = training["epoch"], training["top"]
-            self.best = Best(training["best_epoch"], training["best_iou"], training["best_state"],
+            self.best = Best(training["best_epoch"], training["best_iou"],
+                             training.get("best_quality", training["best_iou"]), training["best_state"],
                              training.get("best_metrics", {}))
         except (KeyError, ValueError, TypeError, RuntimeError) as error:
             raise UserError(f"{path}: its training state does not fit ({error}); "
@@ -128,15 +138,17 @@ class Run:
         self.log.append(row)
         self.header |= {"epoch": row.epoch, "metrics": {"val_iou": row.val_iou, "train_iou": row.train_iou,
                                                         "untuned_val_iou": self.log[0].val_iou}}
-        if not self.validated or row.val_iou > self.best.iou:
-            self.best = Best(row.epoch, row.val_iou if self.validated else -1.0, state, self.header["metrics"])
+        if not self.validated or row.quality > self.best.quality:
+            iou, quality = (row.val_iou, row.quality) if self.validated else (-1.0, -1.0)
+            self.best = Best(row.epoch, iou, quality, state, self.header["metrics"])
 
     def save(self, update: Update, state: dict[str, Tensor], top_k: int) -> None:
         """The epoch's files: the `top_k` best checkpoints, last.ckpt, the log. `state` as for `finish`."""
         if self.validated and top_k:
             keep_top(self.top, top_k, self.folder, self.header, state)
         training = {"epoch": self.epoch, "log": [asdict(row) for row in self.log], "top": self.top,
-                    "best_epoch": self.best.epoch, "best_iou": self.best.iou, "best_state": self.best.state,
+                    "best_epoch": self.best.epoch, "best_iou": self.best.iou,
+                    "best_quality": self.best.quality, "best_state": self.best.state,
                     "best_metrics": self.best.metrics, "optimizer": update.optimizer.state_dict(),
                     "scaler": update.scaler.state_dict(), "random_state": torch.get_rng_state()}
         if update.average:  # then `state` is the average
@@ -173,6 +185,8 @@ class Run:
         """The last epoch in one line."""
         row = self.log[-1]
         validation = f", validation IoU {row.val_iou:.4f}" + (" (best)" if self.best.epoch == row.epoch else "")
+        if row.val_find_f1 is not None:
+            validation = f", finding F1 {row.val_find_f1:.3f}" + validation
         return (f"epoch {row.epoch}: loss {row.train_loss:.4f}, train IoU {row.train_iou:.4f}"
                 + validation * self.validated + f", {row.seconds:.0f} s")
 

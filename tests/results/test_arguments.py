@@ -9,7 +9,16 @@ import torch
 from sam_lora import cli
 from sam_lora.ranks import Ranks
 from sam_lora.results import arguments
-from sam_lora.results.requests import Destination, PhotoFolder, Runtime, SampleTable, SinglePhoto
+from sam_lora.results.requests import (
+    Destination,
+    FindPhotos,
+    FindTable,
+    PhotoFolder,
+    Runtime,
+    SampleTable,
+    SinglePhoto,
+    Wanted,
+)
 
 
 def parsed(*flags: str) -> argparse.Namespace:
@@ -41,6 +50,14 @@ def test_where_the_results_go():
                                     ) == Destination(Path("o"), overwrite=True, num_pictures=3, seed=7)
 
 
+def test_without_prompts_everything_is_found():
+    assert arguments.request_of(parsed("--test_csv", "t.csv", "--find", "--score_threshold", "0.5")) == FindTable(
+        "t.csv", Wanted(0.5))
+    assert arguments.request_of(parsed("--images_dir", "d", "--save_yolo")) == FindPhotos("d", None, Wanted(), True)
+    assert arguments.request_of(parsed("--image", "a.png")) == FindPhotos(None, "a.png", Wanted())
+    assert isinstance(arguments.request_of(parsed("--image", "a.png", "--points", "1,2")), SinglePhoto)
+
+
 def test_what_it_runs_on(monkeypatch):
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
         monkeypatch.delenv(name, raising=False)
@@ -52,7 +69,14 @@ def test_what_it_runs_on(monkeypatch):
 
 
 @pytest.mark.parametrize(("flags", "message"), [
-    pytest.param(["--image", "a.png"], "--image needs a prompt", id="no prompt"),
+    pytest.param(["--image", "a.png", "--find"], "--find: with --test_csv", id="scores without ground truth"),
+    pytest.param(["--images_dir", "d", "--find"], "--find: with --test_csv", id="scores of a folder"),
+    pytest.param(["--find", "--prompt_kinds"], "--prompt_kinds: is about prompts", id="prompts where none are"),
+    pytest.param(["--find", "--compare_to", "r.csv"], "--compare_to: is about prompts", id="comparing what was found"),
+    pytest.param(["--score_threshold", "0.5"], "--score_threshold: only where", id="a threshold for prompts"),
+    pytest.param(["--image", "a.png", "--box", "1,1,5,5", "--score_threshold", "0.5"], "--score_threshold: only where",
+                 id="a threshold for a prompted image"),
+    pytest.param(["--find", "--score_threshold", "1.5"], "must be at least 0 and below 1", id="a score above 1"),
     pytest.param(["--image", "a.png", "--test_csv", "t.csv", "--box", "1,1,5,5"], "not allowed with", id="two sources"),
     pytest.param(["--points", "5,5"], "--points: only with --image", id="points for a table"),
     pytest.param(["--box", "1,1,5,5", "--labels", "1"], "--labels, --box: only with --image", id="box for a table"),
@@ -73,11 +97,10 @@ def test_what_it_runs_on(monkeypatch):
                  "--labels: 1 for 0 points; expected one each", id="labels for a box"),
     pytest.param(["--image", "a.png", "--points", "5,5", "--points", "6,6 7,7", "--labels", "1", "--labels", "1"],
                  "--labels of object 2: 1 for 2 points; expected one each", id="labels of the second"),
-    pytest.param(["--image", "a.png", "--labels", "1"], "--image needs a prompt", id="labels only"),
+    pytest.param(["--image", "a.png", "--labels", "1"], "--labels belong to --points", id="labels only"),
     pytest.param(["--image", "a.png", "--box", "1,1,5,5", "--save_yolo"], "--save_yolo: only with --images_dir",
                  id="YOLO of one image"),
     pytest.param(["--save_yolo"], "--save_yolo: only with --images_dir", id="YOLO of a table"),
-    pytest.param(["--images_dir", "d"], "--images_dir needs --prompts_csv", id="images without prompts"),
     pytest.param(["--prompts_csv", "p.csv"], "--prompts_csv needs --images_dir", id="prompts without images"),
     pytest.param(["--image", "a.png", "--box", "1,1,5,5", "--prompts_csv", "p.csv"],
                  "--prompts_csv needs --images_dir", id="a table of prompts for one image"),

@@ -227,7 +227,7 @@ def test_the_gallery_is_bounded_and_shows_every_class(tmp_path):
 
 def page_with(picture: report.Picture) -> Page:
     training = report.Training(picture, "", None)
-    return Page(report.render(report.Page("t", [], [], [], [], [], None, None, training, None)))
+    return Page(report.render(report.Page("t", [], [], [], [], [], None, None, None, training, None)))
 
 
 def test_pictures_are_made_smaller_where_they_are_large(tmp_path):
