@@ -312,7 +312,7 @@ def read_images(files: Sequence[CocoFile], keep_crowd: bool, boxes: bool, report
                      "background": background, "missing": missing, "unusable": unusable,
                      "on disk but not used": len(on_disk - listed)}
     images = [SourceImage(photo.path, photo.name, photo.split, photo.objects, photo.label_file, photo.frame_wh,
-                          photo.upright) for photo in photos.values()]
+                          photo.upright, background=not photo.annotations) for photo in photos.values()]
     return images, object_classes(uses, report)
 
 

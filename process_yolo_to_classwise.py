@@ -191,8 +191,10 @@ def read_images(root: Path, settings: dict, names: dict[int, str] | None, boxes:
         elif label in texts:
             photo_of_label[label] = path
             objects = read_label_file(root / label, str(label), names, boxes, report)
-        background += report.total == taken_before
-        images.append(SourceImage(root / path, str(path), photo_split(path, split_of), objects, str(label), (1, 1)))
+        empty = report.total == taken_before
+        background += empty
+        images.append(SourceImage(root / path, str(path), photo_split(path, split_of), objects, str(label), (1, 1),
+                                  background=empty))
     if not photo_of_label:
         example = labels[kept[0]]
         raise UserError(f"{root}: {len(kept)} photos, but not one label file; {root / example} is expected for "

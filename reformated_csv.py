@@ -48,6 +48,9 @@ def training_rows(table: "pd.DataFrame", lines: Sequence[int]) -> tuple[list[tup
     """
     good, bad = [], []
     for line, row in zip(lines, table.to_dict("records")):
+        if row["image_path"].strip() and not any(row[name].strip() for name in ("mask_path", *contracts.POINT_COLUMNS)):
+            good.append((row["image_path"], "", ""))    # a photo without objects
+            continue
         wrong = [f"{name} is {row[name]!r}" for name in contracts.POINT_COLUMNS if pixel(row[name]) is None]
         wrong += [f"{name} is empty" for name in ("image_path", "mask_path") if not row[name].strip()]
         if wrong:
@@ -67,19 +70,21 @@ def add_boxes(table: "pd.DataFrame", path: Path, keep_points: bool) -> tuple["pd
     from tqdm import tqdm
 
     from sam_lora import workers
-    masks = [resolve_path(label, path) for label in table["label"]]
+    masks = [resolve_path(label, path) if label else None for label in table["label"]]
     boxes = list(tqdm(workers.map_in_threads(box_of_mask, masks), desc=f"boxes of {path.name}", total=len(masks),
                       unit="mask", leave=False, disable=None))
     bad = [f"{mask}: {box}" for mask, box in zip(masks, boxes) if isinstance(box, str)]
     boxed = table[[not isinstance(box, str) for box in boxes]].copy()
-    boxed[contracts.BOX_COLUMN] = [box_to_json(box) for box in boxes if not isinstance(box, str)]
+    boxed[contracts.BOX_COLUMN] = [box_to_json(box) if box else "" for box in boxes if not isinstance(box, str)]
     if not keep_points:
         boxed["points"] = ""
     return boxed, bad
 
 
-def box_of_mask(path: Path) -> tuple[int, int, int, int] | str:
-    """xyxy in pixels, tight around the mask, x1 and y1 exclusive; or the reason why there is none."""
+def box_of_mask(path: Path | None) -> tuple[int, int, int, int] | str | None:
+    """xyxy in pixels, tight around the mask, x1 and y1 exclusive, or the reason why there is none; None of no mask."""
+    if path is None:
+        return None
     from sam_lora.data.geometry import mask_to_xyxy
     from sam_lora.data.imaging import ImageError, load_mask
     try:

@@ -5,6 +5,7 @@ SPLITS = ("train", "val", "test")
 # 1. class folders, made by the converters; what their file names mean: data/names.py
 CLASS_FOLDER_PREFIX = "Class_"
 BACKGROUND_FOLDER = "background"          # beside the class folders: photos, or tiles of them, without objects
+BACKGROUND_FILE = "background.csv"        # their rows, with the manifest's columns and no mask
 IMAGES_FOLDER = "images"
 MASKS_FOLDER = "masks"
 MANIFEST_FILE = "instances.csv"

@@ -6,6 +6,7 @@ from data_set_builder import draw_yolo_set, entries, read_text, refused, run_scr
 
 import Create_yolo_csv
 from Create_yolo_csv import class_of_folder
+from sam_lora import contracts
 
 COLUMNS = ["image_path", "mask_path", "class_id", "class_name", "point1_x", "point1_y", "point2_x", "point2_y",
            "point3_x", "point3_y", "source_image"]
@@ -112,7 +113,10 @@ def test_after_the_converter(in_tmp_path, name, no_crop):
     run()
     manifest, output = read_text("processed_dataset/instances.csv"), read_text("output.csv")
     assert len(manifest) > 10
+    with_objects, background = output[output["mask_path"] != ""], output[output["mask_path"] == ""]
     for column in ("image_path", "mask_path"):
-        assert sorted(output[column]) == sorted("processed_dataset/" + manifest[column])
+        assert sorted(with_objects[column]) == sorted("processed_dataset/" + manifest[column])
+    assert len(background) == (4 if no_crop and name == "mixed-yolo-fixture" else 0)
+    assert (background[[*contracts.POINT_COLUMNS, "class_id", "class_name"]] == "").all(axis=None)
     assert set(output["class_name"]) == set(manifest["class_name"])
     assert (output.groupby("source_image")["split"].nunique() == 1).all()

@@ -46,7 +46,11 @@ if TYPE_CHECKING:
 # numpy, OpenCV and Pillow come in with the functions that need them: both converters import this module for --help
 
 OWNED = (f"{contracts.CLASS_FOLDER_PREFIX}*", contracts.MANIFEST_FILE, contracts.CLASSES_FILE,
-         contracts.CONVERSION_REPORT_FILE, contracts.PREVIEW_FILE)
+         contracts.CONVERSION_REPORT_FILE, contracts.PREVIEW_FILE, contracts.BACKGROUND_FOLDER,
+         contracts.BACKGROUND_FILE)
+
+
+EMPTY_TILES = 2     # of a photo without objects
 
 
 @dataclass(frozen=True)
@@ -77,10 +81,11 @@ def write_class_folders(images: Sequence[SourceImage], classes: Mapping[str, Obj
     """
     from sam_lora.data.preview import PreviewSample, write_preview
     images = _named(images)
-    with_objects = [image for image in images if image.objects]
+    whole = settings.no_crop or settings.tile
+    with_objects = [image for image in images if image.objects or (whole and image.background)]
     convert = functools.partial(convert_image, classes=classes, settings=settings, staging=staging)
     pairs: Counter = Counter()  # of image and mask, by class folder
-    sample = PreviewSample()
+    sample, background = PreviewSample(), []
     with ExitStack() as stack:
         write_row = None if staging is None else stack.enter_context(manifest_writer(staging))
         results = stack.enter_context(closing(map_in_order(convert, with_objects, num_workers, "photos")))
@@ -92,14 +97,22 @@ def write_class_folders(images: Sequence[SourceImage], classes: Mapping[str, Obj
                     sample.add(row)
                     if write_row is not None:
                         write_row(row)
+            background += result.background
             for source_id, reason, detail in result.skipped:
                 report.skip(image.label_file, source_id, reason, detail)
             report.notes.update(result.notes)
     report.close()
+    if background:
+        report.notes[f"{len(background)} {'tiles' if settings.tile else 'photos'} without objects are in "
+                     f"{contracts.BACKGROUND_FOLDER}/"] += 1
     used = [object_class for object_class in classes.values() if object_class.folder in pairs]
     report.classes.update({object_class.class_name: pairs[object_class.folder] for object_class in used})
     if staging is not None:
         report.write(staging)
+        if background:
+            with manifest_writer(staging, contracts.BACKGROUND_FILE) as write_row:
+                for row in background:
+                    write_row(row)
         _write_classes(staging, used)
         write_preview(staging, sample.rows(), sample.count)
 
@@ -124,9 +137,10 @@ def _write_classes(staging: Path, classes: Sequence[ObjectClass]) -> None:
 @dataclass
 class ImageResult:
     """`crops`: for each converted object its manifest rows, several where tiles cut it; `skipped`: (source_id, reason,
-    detail)."""
+    detail); `background`: whole photos or tiles without objects."""
     crops: list[list[ManifestRow]] = field(default_factory=list)
     skipped: list[tuple[str, str, str]] = field(default_factory=list)
+    background: list[ManifestRow] = field(default_factory=list)
     notes: Counter = field(default_factory=Counter)
 
 
@@ -172,7 +186,44 @@ def convert_image(image: SourceImage, classes: Mapping[str, ObjectClass], settin
                 image.split, printable(item.source_id), width, height, *frame, int(piece.sum()), _rasteriser(item),
                 digest))
         result.crops.append(rows)
+    if (settings.no_crop or settings.tile) and not result.skipped:
+        result.background = _background(image, pixels, result.crops, grid, digest, staging)
     return result
+
+
+def _background(image: SourceImage, pixels: "np.ndarray", crops: Sequence[Sequence[ManifestRow]],
+                grid: Sequence[tuple["Box", "Box"]], digest: str, staging: Path | None) -> list[ManifestRow]:
+    """Write what of a photo is without objects: all of it, or tiles, no more than it has tiles with objects.
+
+    Of a photo without objects EMPTY_TILES are taken. Returns their rows of the manifest, without a mask.
+    """
+    from sam_lora.data import geometry, imaging
+    height, width = pixels.shape[:2]
+    frames, most = [(0, 0, width, height)] * (not crops), 1
+    if grid:
+        taken = [(row.crop_x0, row.crop_y0, row.crop_x1, row.crop_y1) for rows in crops for row in rows]
+        boxes = [_object_box(rows) for rows in crops]
+        frames = [tile for tile, _ in grid if not any(_overlap(tile, box) for box in boxes)]
+        most = len(set(taken)) if crops else EMPTY_TILES
+    rows = []
+    for frame in frames[::max(1, -(-len(frames) // most))]:
+        name = f"{image.stem}.tile.{frame[0]}.{frame[1]}.png" if grid else f"{image.stem}.png"
+        path = f"{contracts.BACKGROUND_FOLDER}/{contracts.IMAGES_FOLDER}/{name}"
+        if staging is not None:
+            _write(staging / path, imaging.encode_png(geometry.crop(pixels, frame)))
+        rows.append(ManifestRow(path, "", "", "", printable(image.name), image.split, "", width, height, *frame,
+                                source_digest=digest))
+    return rows
+
+
+def _object_box(rows: Sequence[ManifestRow]) -> "Box":
+    """Around all tiles that show an object, which is somewhere in them."""
+    return (min(row.crop_x0 for row in rows), min(row.crop_y0 for row in rows), max(row.crop_x1 for row in rows),
+            max(row.crop_y1 for row in rows))
+
+
+def _overlap(one: "Box", other: "Box") -> bool:
+    return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
 
 
 def _crop_paths(stem: str, index: int, folder: str, frame: "Box", settings: CropSettings) -> tuple[str, str]:

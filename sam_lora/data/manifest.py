@@ -78,9 +78,9 @@ _cells = attrgetter(*contracts.MANIFEST_COLUMNS)
 # ---- writing and reading ----------------------------------------------------------------------------------
 
 @contextmanager
-def manifest_writer(root: Path) -> Iterator[Callable[[ManifestRow], None]]:
-    """Write the manifest of `root` row by row, by the function that is yielded."""
-    with table_writer(root / contracts.MANIFEST_FILE, contracts.MANIFEST_COLUMNS) as table:
+def manifest_writer(root: Path, name: str = contracts.MANIFEST_FILE) -> Iterator[Callable[[ManifestRow], None]]:
+    """Write the manifest of `root`, or a file like it, row by row, by the function that is yielded."""
+    with table_writer(root / name, contracts.MANIFEST_COLUMNS) as table:
         yield lambda row: table.writerow(_cells(row))
 
 

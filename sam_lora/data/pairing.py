@@ -13,6 +13,7 @@ from sam_lora.data.imaging import IMAGE_SUFFIXES
 from sam_lora.data.manifest import Manifest, ManifestRow, read_manifest
 from sam_lora.data.names import photo_stem, printable
 from sam_lora.errors import UserError
+from sam_lora.tables import read_table
 
 CONVERTERS = contracts.MADE_BY["class folders"]
 NEEDED_COLUMNS = ("image_path", "mask_path", "class_id", "class_name", "source_image", "source_split")
@@ -42,6 +43,7 @@ class ClassFolders(NamedTuple):
     class_names: list[str]   # of every class known, with or without a pair
     skipped: list[Skipped]
     notes: list[str]
+    background: Sequence[Pair] = ()   # photos or tiles without objects: no mask, no class
 
 
 class _Files(NamedTuple):
@@ -79,7 +81,27 @@ def read_class_folders(dataset_dir: str | Path, class_of_folder: ClassOfFolder) 
     if not manifest.rows:
         notes.append(f"no {root / contracts.MANIFEST_FILE}: classes go by folder name and photos by file name, where "
                      f"<photo>_0003 is an object of <photo>: {len({pair.source_image for pair in pairs})} photos")
-    return ClassFolders(sorted(pairs), class_names, sorted(skipped), notes)
+    return ClassFolders(sorted(pairs), class_names, sorted(skipped), notes, sorted(_background(root)))
+
+
+def _background(root: Path) -> list[Pair]:
+    """The photos or tiles without objects that the converter kept, as far as they are still there."""
+    path = root / contracts.BACKGROUND_FILE
+    if not path.is_file():
+        return []
+    rows = read_table(path, ("image_path", "source_image", "source_split"), CONVERTERS).to_dict("records")
+    rows = [ManifestRow.from_cells(row) for row in rows if is_within(root, row["image_path"])]
+    return [Pair((root / row.image_path).as_posix(), "", "", "", row.source_image, row.source_split, row.source_digest)
+            for row in rows if row.source_split in ("", *contracts.SPLITS)]
+
+
+def is_within(root: Path, text: str) -> bool:
+    """Is there a file of that path below `root`, also once links are followed?"""
+    try:
+        path = (root / text).resolve()
+        return path.is_relative_to(root.resolve()) and path.is_file()
+    except (OSError, ValueError):
+        return False
 
 
 def _class_folders(root: Path) -> list[Path]:

@@ -21,6 +21,7 @@ from sam_lora.tables import write_tables
 if TYPE_CHECKING:
     import pandas as pd
 
+NO_OBJECTS = "(without objects)"
 SHOWN = 5                                      # file names given for each reason
 
 Strategy = Callable[[np.ndarray], np.ndarray]  # (H, W) bool -> (3, 2) integer xy
@@ -54,11 +55,12 @@ def place_points(folders: ClassFolders, strategy: Strategy, num_workers: int) ->
                             for reason, paths in _by_reason(skipped).items())
         raise UserError(f"no usable pair of image and mask in the class folders{': ' if reasons else ''}{reasons}; "
                         f"make them with {CONVERTERS}")
-    kept = [pair for pair in folders.pairs if pair.mask_path in points]
-    rows = [(pair.image_path, pair.mask_path, pair.class_id, pair.class_name, *points[pair.mask_path],
+    kept = [pair for pair in folders.pairs if pair.mask_path in points] + [*folders.background]
+    no_points = [""] * len(contracts.POINT_COLUMNS)
+    rows = [(pair.image_path, pair.mask_path, pair.class_id, pair.class_name, *points.get(pair.mask_path, no_points),
              pair.source_image, pair.source_split) for pair in kept]
     table = pd.DataFrame(rows, columns=[*contracts.SPLIT_COLUMNS, contracts.SOURCE_COLUMN, "source_split"])
-    table["group"] = _groups(kept, [digests[pair.image_path] for pair in kept])
+    table["group"] = _groups(kept, [digests.get(pair.image_path) or _digest(pair.image_path) for pair in kept])
     return table, skipped
 
 
@@ -91,7 +93,11 @@ def _points_of_image(image_and_masks: tuple[str, Sequence[str]], strategy: Strat
             outcomes.append("empty mask")
         else:
             outcomes.append(strategy(mask).ravel().tolist())
-    return hashlib.blake2b(Path(image_path).read_bytes(), digest_size=16).hexdigest(), outcomes
+    return _digest(image_path), outcomes
+
+
+def _digest(path: str) -> str:
+    return hashlib.blake2b(Path(path).read_bytes(), digest_size=16).hexdigest()
 
 
 # ---- splitting --------------------------------------------------------------------------------------------
@@ -126,7 +132,7 @@ def summary(table: "pd.DataFrame", folders: ClassFolders, skipped: Sequence[Skip
     lines = [("class", *contracts.SPLITS, "all")]
     for key in classes:
         numbers = [count[(*key, side)] for side in contracts.SPLITS]
-        lines.append((f"{key[0]} {key[1]}", *map(str, numbers), str(sum(numbers))))
+        lines.append((f"{key[0]} {key[1]}" if any(key) else NO_OBJECTS, *map(str, numbers), str(sum(numbers))))
     by_split = table.groupby(contracts.SPLIT_COLUMN)
     for label, numbers in (("rows", by_split.size()), ("photos", by_split["group"].nunique())):
         lines.append((label, *(str(numbers.get(side, 0)) for side in contracts.SPLITS),

@@ -151,7 +151,7 @@ def table_probes(samples: Sequence[Sample], sam: Sam) -> Iterator[Probe]:
 
 def read_int8_samples(test_csv: str | Path) -> list[Sample]:
     """Up to TABLE_ROWS rows spread evenly over a training table, each checked. Raises UserError."""
-    samples = read_samples(test_csv)
+    samples = [sample for sample in read_samples(test_csv) if not sample.background]
     indices = np.unique(np.linspace(0, len(samples) - 1, min(len(samples), TABLE_ROWS)).astype(int))
     chosen = [samples[index] for index in indices]
     check_samples(chosen, test_csv, need_labels=True)

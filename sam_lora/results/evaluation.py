@@ -12,6 +12,7 @@ from sam_lora import contracts, plots
 from sam_lora.data import imaging
 from sam_lora.data.manifest import class_names, source_photos
 from sam_lora.data.samples import Sample, check_samples, prompt_kinds, read_samples
+from sam_lora.errors import UserError
 from sam_lora.files import refuse_replacing
 from sam_lora.model import processes
 from sam_lora.model.meta import Sam
@@ -89,7 +90,9 @@ def evaluate_table(candidate: Candidate, table: SampleTable, destination: Destin
 
 def read_test_table(table: SampleTable) -> ReadTable:
     """Read and check the table, and the results to compare with. Raises UserError."""
-    samples = read_samples(table.test_csv)
+    samples = [sample for sample in read_samples(table.test_csv) if not sample.background]   # no prompt to try
+    if not samples:
+        raise UserError(f"{table.test_csv}: has nothing but photos without objects; expected rows with prompts")
     check_samples(samples, table.test_csv, need_labels=False)
     other = None
     if table.compare_to is not None:
