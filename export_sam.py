@@ -7,7 +7,8 @@ A file is kept only if the library it is meant for loads it and computes the sam
 
 Reads   checkpoints/sam_lora_final.ckpt (step 4), SAM's weights; test_reformatted.csv (step 3) for the cost of int8
 Writes  sam_finetuned.pth; sam_finetuned.json: the checkpoint's header and, for each file, its SHA-256, the largest
-        difference in logits and the code that loads it; with --onnx, --onnx_encoder and --hf what they name; with
+        difference in logits and the code that loads it; where the checkpoint finds objects without a prompt,
+        sam_finetuned.finder.pth with what it needs for that; with --onnx, --onnx_encoder and --hf what they name; with
         --int8 also NAME_int8.onnx beside each NAME.onnx
 
     python export_sam.py --checkpoint checkpoints/sam_lora_final.ckpt --output sam_finetuned.pth
@@ -26,15 +27,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sam_lora import cli, contracts
+from sam_lora.errors import UserError
 from sam_lora.files import atomic_path, refuse_existing, staged_folder
 
 if TYPE_CHECKING:
     from sam_lora.data.samples import Sample
     from sam_lora.export.int8 import Int8Cost
     from sam_lora.export.parity import Reference
+    from sam_lora.model.finder import Finder
     from sam_lora.model.meta import Sam
 
 ONNX_LOAD = 'import onnxruntime; session = onnxruntime.InferenceSession("NAME")'
+FINDER_LOAD = ('from sam_lora.sam import FindSettings, find_objects, load_finder; sam.finder = load_finder("NAME"); '
+               "objects = find_objects(sam, rgb, FindSettings.of(sam.finder))")
 HF_LOAD = ('from transformers import SamModel, SamProcessor; model = SamModel.from_pretrained("NAME").eval(); '
            'processor = SamProcessor.from_pretrained("NAME")')
 
@@ -63,14 +68,17 @@ def get_args_parser() -> argparse.ArgumentParser:
     onnx.add_argument("--test_csv", metavar="FILE",
                       help="table of step 3 on which to measure the IoU that --int8 costs; default: how well masks "
                            "agree on drawn images")
+    onnx.add_argument("--onnx_finder", metavar="FILE",
+                      help="also write what finds objects without a prompt: image_embeddings -> objectness, classes, "
+                           "boxes on a grid of cells")
     return parser
 
 
 def main(args: argparse.Namespace) -> None:
     targets = check_flags(args)
-    refuse_existing(targets.files, args.overwrite)
+    refuse_existing([*targets.files, targets.finder], args.overwrite)
     from sam_lora.export import hf_export, int8, onnx_export
-    if targets.onnx:
+    if targets.onnx or targets.onnx_finder:
         onnx_export.require_onnx()
     if targets.hf:
         hf_export.require_transformers()
@@ -85,6 +93,8 @@ def main(args: argparse.Namespace) -> None:
             export_encoder(export)
         if args.int8:
             export_int8(export, samples)
+        if export.finder is not None:
+            export_finder(export, stack)
         if targets.hf:
             export_hf(export)
         write_description(export)
@@ -101,6 +111,12 @@ class Targets:
     plain: Path
     onnx: dict[str, Path]
     hf: Path | None
+    onnx_finder: Path | None = None
+
+    @property
+    def finder(self) -> Path:
+        """Written where the checkpoint has a finder."""
+        return self.plain.with_suffix(".finder.pth")
 
     @property
     def description(self) -> Path:
@@ -108,7 +124,7 @@ class Targets:
 
     @property
     def files(self) -> list[Path]:
-        return [self.plain, self.description, *self.onnx.values()]
+        return [self.plain, self.description, *self.onnx.values(), *filter(None, [self.onnx_finder])]
 
 
 @dataclass
@@ -123,6 +139,7 @@ class Export:
     sam: "Sam"
     header: dict[str, Any]
     reference: "Reference"
+    finder: "Finder | None" = None      # taken off the SAM, whose keys are Meta's
     entries: list[dict[str, Any]] = field(default_factory=list)
     int8_together: "Int8Cost | None" = None
 
@@ -152,13 +169,20 @@ def prepare(args: argparse.Namespace, targets: Targets, stack: ExitStack) -> Exp
     from sam_lora.export import hf_export
     from sam_lora.export.parity import Reference
     from sam_lora.model import checkpoints, lora
+    from sam_lora.model.finder import take_finder
     staged = {path: stack.enter_context(atomic_path(path)) for path in targets.files}
     if targets.hf:
         staged[targets.hf] = stack.enter_context(staged_folder(targets.hf, hf_export.OWNED_FILES, args.overwrite))
     tuned, header = checkpoints.load_tuned_sam(args.checkpoint, args.base_checkpoint, merge=False)
     reference = Reference.of(tuned, args.checkpoint)
     lora.merge_lora(tuned)
-    return Export(targets, staged, tuned, header, reference)
+    finder = take_finder(tuned)
+    if finder is None and targets.onnx_finder:
+        raise UserError(f"--onnx_finder: {args.checkpoint} has not learned to find objects without a prompt; expected "
+                        "one trained on whole photos or tiles")
+    if finder is None:
+        targets.finder.unlink(missing_ok=True)      # of an earlier export: it is not this SAM's
+    return Export(targets, staged, tuned, header, reference, finder)
 
 
 def export_plain(export: Export) -> str:
@@ -204,6 +228,19 @@ def export_int8(export: Export, samples: "Sequence[Sample] | None") -> None:
         print(f"int8 decoder and encoder together: {costs['both']}")
 
 
+def export_finder(export: Export, stack: ExitStack) -> None:
+    """Write what finds objects without a prompt beside the plain SAM, and as ONNX where that is asked for."""
+    from sam_lora.export import finder_export
+    from sam_lora.model.finder import cell_side
+    targets, cell = export.targets, cell_side(export.sam)
+    export.staged[targets.finder] = stack.enter_context(atomic_path(targets.finder))
+    writers = [(targets.finder, finder_export.export_finder, FINDER_LOAD)]
+    if targets.onnx_finder:
+        writers.append((targets.onnx_finder, finder_export.export_onnx_finder, ONNX_LOAD))
+    for path, write, load in writers:
+        export.add(path, load, write(export.finder, export.staged[path], export.reference, cell, path))
+
+
 def export_hf(export: Export) -> None:
     from sam_lora.export import hf_export
     path = export.targets.hf
@@ -215,7 +252,8 @@ def write_description(export: Export) -> None:
     """The .json: the files, the versions of the libraries, and the checkpoint's header."""
     from sam_lora.model.checkpoints import library_versions
     targets = export.targets
-    libraries = ["onnx", "onnxruntime"] * bool(targets.onnx) + ["transformers"] * bool(targets.hf)
+    libraries = ["onnx", "onnxruntime"] * bool(targets.onnx or targets.onnx_finder)
+    libraries += ["transformers"] * bool(targets.hf)
     together = {} if export.int8_together is None else {"int8_together": vars(export.int8_together)}
     about = {"files": export.entries, "made_from": str(export.reference.source), **together,
              "exported_with": {**library_versions(), **{name: version(name) for name in libraries}}, **export.header}
@@ -246,7 +284,11 @@ def check_flags(args: argparse.Namespace) -> Targets:
         parser.error("--return_single_mask: needs --onnx")
     if len({path.resolve() for path in files.values()}) < len(files):
         parser.error("--onnx and --onnx_encoder: two files would have the same name")
-    return Targets(output, files, Path(args.hf) if args.hf else None)
+    onnx_finder = Path(args.onnx_finder) if args.onnx_finder else None
+    taken = {path.resolve() for path in files.values()}
+    if onnx_finder and (onnx_finder.suffix != ".onnx" or onnx_finder.resolve() in taken):
+        parser.error(f"--onnx_finder {onnx_finder}: expected a name of its own that ends in .onnx")
+    return Targets(output, files, Path(args.hf) if args.hf else None, onnx_finder)
 
 
 def load_exported(path: Path, header: dict[str, Any], name: str) -> tuple["Sam", str]:

@@ -82,6 +82,11 @@ def export_encoder(sam: Sam, path: Path) -> None:
     _export(sam.image_encoder, {"x": torch.zeros(1, 3, side, side)}, ["image_embeddings"], path, {})
 
 
+def export_module(model: nn.Module, inputs: Mapping[str, Tensor], outputs: Sequence[str], path: Path) -> None:
+    """Write any module whose tensors all keep their sizes."""
+    _export(model, inputs, outputs, path, {})
+
+
 def _export(model: nn.Module, inputs: Mapping[str, Tensor], outputs: Sequence[str], path: Path,
             dynamic_axes: Mapping[str, Mapping[int, str]]) -> None:
     # dynamo=False: the newer exporter's files compute the same, but it needs another package and a newer opset, and

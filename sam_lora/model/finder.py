@@ -8,13 +8,18 @@ decoder, so that a photo needs no click. It is part of the SAM as `sam.finder`; 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from sam_lora.errors import UserError
 from sam_lora.model.meta import Sam
+from sam_lora.model.weights import load_plain
 
+FORMAT = "sam-lora finder 1"
+EXPECTED = "expected the .finder.pth that export_sam.py writes beside its .pth"
 WIDTH = 64
 CELLS_PER_EMBEDDING = 2     # cells along each side of one cell of the embedding
 CLASS_DROPOUT = 0.4         # of whole channels: what an object's class is, is easily learned by heart
@@ -83,6 +88,34 @@ def add_finder(sam: Sam, find: Mapping[str, Any]) -> None:
 
 def finder_of(sam: Sam) -> Finder | None:
     return getattr(sam, "finder", None)
+
+
+def take_finder(sam: Sam) -> Finder | None:
+    """The finder, which `sam` then no longer has: all keys are Meta's again."""
+    finder = finder_of(sam)
+    if finder is not None:
+        del sam.finder
+    return finder
+
+
+def save_finder(finder: Finder, path: Path) -> None:
+    """Write a finder as a file of its own, tensors and plain types."""
+    about = {"format": FORMAT, "channels": finder.body[0].in_channels, "classes": list(finder.class_names),
+             "photo_side": finder.photo_side, "threshold": finder.threshold}
+    torch.save(about | {"state": {name: value.detach().cpu() for name, value in finder.state_dict().items()}}, path)
+
+
+def load_finder(path: str | Path) -> Finder:
+    """A finder from its file, in eval mode; `sam.finder = load_finder(...)` lets its SAM find. Raises UserError."""
+    content = load_plain(Path(path), EXPECTED)
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise UserError(f"{path}: is not a finder; {EXPECTED}")
+    try:
+        finder = Finder(content["channels"], content["classes"], content["photo_side"], content["threshold"])
+        finder.load_state_dict(content["state"])
+    except (KeyError, RuntimeError, TypeError) as error:
+        raise UserError(f"{path}: is a damaged finder; {EXPECTED}") from error
+    return finder.requires_grad_(False).eval()
 
 
 def cell_side(sam: Sam) -> int:

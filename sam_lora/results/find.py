@@ -18,7 +18,7 @@ from sam_lora.data import geometry
 from sam_lora.data.geometry import Box
 from sam_lora.model.batches import pad_images
 from sam_lora.model.encode import preprocess
-from sam_lora.model.finder import Map, cell_centres, cell_side
+from sam_lora.model.finder import Finder, Map, cell_centres, cell_side
 from sam_lora.model.meta import ResizeLongestSide, Sam
 from sam_lora.model.prompts import Prompts, decode, full_size_mask
 from sam_lora.results.found import FoundObject, encode_mask
@@ -41,6 +41,11 @@ class FindSettings:
     threshold: float
     classes: Sequence[str] | None = None
     photo_side: int | None = None
+
+    @classmethod
+    def of(cls, finder: Finder) -> "FindSettings":
+        """A trained finder's own: all classes, from its threshold on."""
+        return cls(finder.threshold, None, finder.photo_side)
 
 
 @dataclass(frozen=True)
