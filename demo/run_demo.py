@@ -50,15 +50,25 @@ def main(args: argparse.Namespace) -> None:
     step(out, "5   the tuned SAM, on the same table", "run_inference.py", "--test_csv", "test_reformatted.csv",
          "--compare_to", f"{contracts.BASE_RESULTS_FOLDER}/{contracts.results_table(contracts.BASE_RESULTS_PREFIX)}")
     step(out, "6   a plain SAM checkpoint for every other tool", "export_sam.py")
-    step(out, "1b  the same pictures from COCO", "process_coco_dataset.py", "--coco_json",
-         "data/coco/annotations.json", "--images_dir", "data/coco/images", "--output_dir", "coco/processed_dataset")
+    step(out, "1b  the same pictures from COCO, whole this time", "process_coco_dataset.py", "--coco_json",
+         "data/coco/annotations.json", "--images_dir", "data/coco/images", "--output_dir", "coco/processed_dataset",
+         "--no_crop")
     step(out, "2b  ", "Create_csv.py", "--dataset_dir", "coco/processed_dataset", "--output_dir", "coco")
     step(out, "3   ", "reformated_csv.py", "--input_dir", "coco", "--output_dir", "coco")
+    step(out, "4   fine-tune to find objects without a click, too", "train.py", "--model_type", "vit_mini",
+         "--train_csv", "coco/train_reformatted.csv", "--save_dir", "coco/checkpoints", "--prompts_per_image", "4",
+         "--color_jitter", "0.3", "--num_epochs", str(args.num_epochs))
+    find = ["--checkpoint", f"coco/checkpoints/{contracts.FINAL_CHECKPOINT}", "--num_pictures", "15"]
+    step(out, "5   how well it finds those of the test photos", "run_inference.py", *find, "--test_csv",
+         "coco/test_reformatted.csv", "--find", "--output_dir", "coco/found_scores")
+    step(out, "    and what people do with new photos", "run_inference.py", *find, "--images_dir", "data/coco/images",
+         "--output_dir", "coco/found")
 
     print_comparison(out)
     print(f"\npictures  {out / contracts.BASE_RESULTS_FOLDER / contracts.PREDICTIONS_PICTURE}  (before)"
           f"\n          {out / contracts.TUNED_RESULTS_FOLDER / contracts.PREDICTIONS_PICTURE}  (after)"
           f"\n          {out / contracts.CHECKPOINTS_FOLDER / contracts.TRAINING_CURVES}"
+          f"\n          {out / 'coco/found_scores' / contracts.FOUND_FOLDER}  (found without a click)"
           f"\n{(time.perf_counter() - started) / 60:.1f} minutes")
 
 

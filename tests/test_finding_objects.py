@@ -235,3 +235,18 @@ def test_no_find_leaves_it_out(walk, tmp_path, monkeypatch, capsys):
     run_script(train, *TRAINING, "--no-find", "--num_epochs", "1", "--save_dir", tmp_path / "ck")
     state = checkpoints.load_checkpoint(tmp_path / "ck/sam_lora_final.ckpt")["state"]
     assert not [name for name in state if name.startswith("finder.")]
+
+
+def test_two_processes_train_as_one(walk, tmp_path, monkeypatch):
+    monkeypatch.chdir(walk)
+    flags = [*TRAINING, "--no-flip", "--stop_after_epoch", "1"]
+    run_script(train, *flags, "--save_dir", tmp_path / "one")
+    done = together(walk, "train.py", *flags, "--batch_size", "2", "--save_dir", tmp_path / "two")
+    assert done.returncode == 0, done.stderr
+    one, two = (checkpoints.load_checkpoint(tmp_path / name / "last.ckpt")["state"] for name in ("one", "two"))
+    assert any(name.startswith("finder.") for name in one)
+    for name, value in one.items():
+        assert torch.allclose(value, two[name], atol=2e-5), name
+    logs = [pd.read_csv(tmp_path / name / "training_log.csv") for name in ("one", "two")]
+    assert np.allclose(logs[0][["val_iou", "val_find_f1"]], logs[1][["val_iou", "val_find_f1"]], atol=1e-3,
+                       equal_nan=True)

@@ -22,7 +22,6 @@ FORMAT = "sam-lora finder 1"
 EXPECTED = "expected the .finder.pth that export_sam.py writes beside its .pth"
 WIDTH = 64
 CELLS_PER_EMBEDDING = 2     # cells along each side of one cell of the embedding
-CLASS_DROPOUT = 0.4         # of whole channels: what an object's class is, is easily learned by heart
 PRIOR = 0.01                # what an untrained head says everywhere, so that the many empty cells do not swamp it
 FIRST_SIDE = 3.0            # cells from centre to side of the box of an untrained head
 LONGEST_SIDE = 8.0          # natural logarithm of cells; keeps float16 finite
@@ -56,11 +55,15 @@ class Finder(nn.Module):
             nn.ConvTranspose2d(WIDTH, WIDTH, CELLS_PER_EMBEDDING, CELLS_PER_EMBEDDING), nn.GroupNorm(8, WIDTH),
             nn.GELU(), nn.Conv2d(WIDTH, WIDTH, 3, padding=1), nn.GELU())
         self.objectness = nn.Conv2d(WIDTH, 1, 1)
-        self.classes = nn.Sequential(nn.Dropout2d(CLASS_DROPOUT), nn.Conv2d(WIDTH, len(self.class_names), 1))
+        self.classes = nn.Sequential(nn.Dropout2d(0.0), nn.Conv2d(WIDTH, len(self.class_names), 1))
         self.sides = nn.Conv2d(WIDTH, 4, 1)
         for layer, bias in ((self.objectness, -math.log(1 / PRIOR - 1)), (self.sides, math.log(FIRST_SIDE))):
             nn.init.normal_(layer.weight, std=0.01)
             nn.init.constant_(layer.bias, bias)
+
+    def set_class_dropout(self, fraction: float) -> None:
+        """Of whole channels, while it trains; 0 to begin with."""
+        self.classes[0].p = fraction
 
     def forward(self, embeddings: Tensor, cell: int) -> Map:
         """`cell`: side of a cell in pixels of the model frame."""

@@ -31,6 +31,7 @@ EMBEDDINGS = 1000           # about how many there are: of few photos, many vers
 MOST_VERSIONS = 16
 MEMORY_BYTES = 2 << 30      # of embeddings
 COLOR_JITTER = 0.2
+CLASS_DROPOUT = 0.4         # of the channels from which classes are told: those of few photos are soon known by heart
 
 
 def box_overlaps(boxes: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
@@ -73,6 +74,8 @@ def finish_finder(sam: Sam, samples: Sequence[Sample], scenes: Scenes, steps: in
     """
     embeddings, cells = _embed(sam, samples, scenes, np.random.default_rng(seed), autocast)
     finder = sam.finder.train()
+    finder.set_class_dropout(CLASS_DROPOUT)
+    torch.manual_seed(seed)     # dropout draws from torch's global generator
     generator = torch.Generator().manual_seed(seed)
     optimizer = torch.optim.AdamW(finder.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
     learning_rate = LearningRate(LEARNING_RATE, steps, warmup=0.1)
@@ -85,6 +88,7 @@ def finish_finder(sam: Sam, samples: Sequence[Sample], scenes: Scenes, steps: in
         torch.nn.utils.clip_grad_norm_(finder.parameters(), GRADIENT_CLIP)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
+    finder.set_class_dropout(0.0)
     finder.eval()
 
 
