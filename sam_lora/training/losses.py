@@ -125,13 +125,14 @@ def batch_loss(sam: Sam, batch: Batch, mask_loss: MaskLoss, multimask_weight: fl
     if corrections:
         loss = loss + torch.stack(corrections).mean(dim=0)
     loss = loss + best_of_three
-    if batch.counted is not None:
-        loss, iou = loss * batch.counted, iou * batch.counted   # photos without objects teach the finder alone
+    mean_iou = iou.mean()
+    if batch.counted is not None:   # photos without objects teach the finder alone
+        loss, mean_iou = loss * batch.counted, (iou * batch.counted).sum() / batch.counted.sum().clamp(min=1)
     if batch.cells is not None:
         found = finder_of(sam)(of_images, side // batch.cells.classes.shape[-1])
         with torch.autocast(batch.targets.device.type, enabled=False):
             loss = loss + FINDER_LOSS_WEIGHT * finder_loss(found, batch.cells)[batch.image_index]
-    return loss.mean(), iou.mean()
+    return loss.mean(), mean_iou
 
 
 def _single_loss(single: Tensor, predicted_iou: Tensor, target: Tensor, valid: Tensor, mask_loss: MaskLoss) -> Tensor:
