@@ -20,26 +20,26 @@ import json
 import math
 import os
 import re
-import unicodedata
 from array import array
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from time import perf_counter
-from urllib.parse import unquote
 
 from sam_lora import cli
 from sam_lora.data import class_folders
 from sam_lora.data.class_folders import CropSettings
 from sam_lora.data.conversion_report import BOX_ONLY, PHOTO_MISSING, PHOTO_UNREADABLE, ConversionReport
+from sam_lora.data.listed_photos import Entry, PhotoError, PhotoFolder, find_photos, split_of_folders
 from sam_lora.data.names import class_folder_names, clean_name, merge_same_names, normalise_split, printable
-from sam_lora.data.sources import ObjectClass, SourceImage, SourceObject, source_files
+from sam_lora.data.sources import ObjectClass, SourceImage, SourceObject
 from sam_lora.errors import UserError
 
 CROWD_EXPORT = 0.9      # CVAT marks every mask drawn by brush or SAM as iscrowd: then the flag means nothing
+NAME_KEYS = ("file_name", "coco_url", "path", "url", "flickr_url")   # of an image: the first there is names its photo
 KEPT_KEYS = frozenset({"images", "annotations", "categories",
-                       "id", "file_name", "width", "height",                                    # of an image
+                       "id", "width", "height", *NAME_KEYS,                                     # of an image
                        "image_id", "category_id", "iscrowd", "bbox", "segmentation",            # of an annotation
                        "caption", "segments_info",                                              # of another kind
                        "size", "counts",                                                        # of an RLE
@@ -48,6 +48,7 @@ FAR = 1e15              # beyond it a coordinate is as good as infinite
 
 CROWD = "iscrowd (--crowd keep takes it)"
 SIZE_DIFFERS = "photo of another shape than width and height in the JSON"
+NO_IMAGE = "image_id that no image has"
 PART_DROPPED = "a polygon part was dropped: under three points, an odd count or no finite number"
 SCALED = "a photo's size differs from the JSON's: its annotations were scaled"
 STORED_FRAME = "a photo's annotations refer to it as stored, before its EXIF rotation: it was not rotated"
@@ -95,7 +96,8 @@ class CocoFile:
     """A COCO JSON file as far as it is sound. Ids are text: some tools write "12", some 12."""
     path: Path
     images_dir: Path
-    split: str
+    split: str                # by its own name; "" where that says none
+    folder_split: str         # by its folder's or the photos'
     categories: dict[str, str] = field(default_factory=dict)        # id -> name
     images: list[dict] = field(default_factory=list)
     annotations: list = field(default_factory=list)
@@ -132,7 +134,7 @@ def read_coco_json(path: Path, images_dir: Path) -> CocoFile:
             name = category.get("name")
             categories.setdefault(key, clean_name(name) or f"category_{key}")
     images = [image for image in data["images"] if isinstance(image, dict)]
-    return CocoFile(path, images_dir, split_of(path, images_dir), categories, images, data["annotations"])
+    return CocoFile(path, images_dir, *split_of(path, images_dir), categories, images, data["annotations"])
 
 
 def slim(entry: dict) -> dict:
@@ -160,13 +162,15 @@ def _packed(values: object) -> object:
         return values
 
 
-def split_of(path: Path, images_dir: Path) -> str:
-    """train, val or test, by the JSON file's name, else its folder's, else the photos' folder's; else ""."""
-    for text in (path.stem, path.resolve().parent.name, images_dir.resolve().name):
-        splits = {normalise_split(word) for word in re.findall("[a-z]+", text.lower())} - {""}
-        if splits:
-            return splits.pop() if len(splits) == 1 else ""
-    return ""
+def split_of(path: Path, images_dir: Path) -> tuple[str, str]:
+    """The split, train, val or test, that the JSON file's name tells, and that its folder's or the photos' does.
+
+    Each "" where there is none, or several.
+    """
+    splits = [{normalise_split(word) for word in re.findall("[a-z]+", text.lower())} - {""}
+              for text in (path.stem, path.resolve().parent.name, images_dir.resolve().name)]
+    own, *around = [found.pop() if len(found) == 1 else "" if not found else None for found in splits]
+    return own or "", next((split for split in around if split != ""), "") or ""
 
 
 def id_text(value: object) -> str:
@@ -239,38 +243,6 @@ def note_shared_names(files: Sequence[CocoFile], report: ConversionReport) -> No
 
 # ---- photos -----------------------------------------------------------------------------------------------
 
-class PhotoFolder:
-    """The photos in one folder, found by the file_name of a COCO file."""
-
-    def __init__(self, folder: Path, output_dir: Path, notes: Counter):
-        self.folder = folder
-        self.files = source_files(folder, output_dir, notes=notes)
-        self.known = set(self.files)
-        self.by_name = defaultdict(list)
-        for path in self.files:
-            self.by_name[self._plain(path)].append(path)
-
-    @staticmethod
-    def _plain(path: PurePosixPath) -> str:
-        return unicodedata.normalize("NFC", path.name).casefold()  # macOS writes accents as separate characters
-
-    def find(self, file_name: str) -> PurePosixPath | None:
-        """The file below the folder; by its base name where the path is not here (another machine's, a URL, ../).
-
-        None where there is none. Raises ValueError, the reason, where several have that name.
-        """
-        for name in dict.fromkeys((file_name, unquote(file_name))):
-            path = PurePosixPath(name.replace("\\", "/"))
-            if path in self.known:
-                return path
-            same = self.by_name.get(self._plain(path), [])
-            if len(same) == 1:
-                return same[0]
-            if same:
-                raise ValueError("several photos have that file name")
-        return None
-
-
 @dataclass
 class Photo:
     """A photo while its annotations are gathered; otherwise as `SourceImage`."""
@@ -284,7 +256,7 @@ class Photo:
     annotations: int = 0     # of this photo, the skipped ones too
 
 
-PhotoOrReason = Photo | str  # the reason why there is none
+PhotoOrError = Photo | PhotoError  # the reason why there is none
 
 
 def read_images(files: Sequence[CocoFile], keep_crowd: bool, boxes: bool, report: ConversionReport, output_dir: Path
@@ -293,84 +265,166 @@ def read_images(files: Sequence[CocoFile], keep_crowd: bool, boxes: bool, report
     note_shared_names(files, report)
     folders = {key: PhotoFolder(folder, output_dir, report.notes)
                for key, folder in {file.images_dir.resolve(): file.images_dir for file in files}.items()}
-    root = Path(os.path.commonpath([str(key) for key in folders]))
-    photos: dict[tuple[Path, str], Photo] = {}
+    listing = Listing(folders, report.notes)
+    photos_of_files = listing.read(files)
     uses: Counter = Counter()
-    missing = unusable = 0
-    for file in files:
-        photo_of_id = _find_photos(file, folders[file.images_dir.resolve()], root, photos, report.notes)
-        reasons = [reason for reason in photo_of_id.values() if isinstance(reason, str)]
-        missing += reasons.count(PHOTO_MISSING)
-        unusable += len(reasons) - reasons.count(PHOTO_MISSING)
+    for file, photo_of_id in zip(files, photos_of_files):
         _add_annotations(file, photo_of_id, keep_crowd, boxes, uses, report)
-    listed = {photo.path.resolve() for photo in photos.values()}
+    photos = listing.photos.values()
+    reasons = [error.reason for photo_of_id in photos_of_files for error in photo_of_id.values()
+               if isinstance(error, PhotoError)]
+    missing = sum(reason == PHOTO_MISSING for reason in reasons)
+    listed = {photo.path.resolve() for photo in photos}
     on_disk = {(folder.folder / path).resolve() for folder in folders.values() for path in folder.files}
-    with_objects = sum(bool(photo.objects) for photo in photos.values())
-    background = sum(photo.annotations == 0 for photo in photos.values())
+    with_objects = sum(bool(photo.objects) for photo in photos)
+    background = sum(photo.annotations == 0 for photo in photos)
     report.photos = {"with objects": with_objects,
                      "with skipped annotations only": len(photos) - with_objects - background,
-                     "background": background, "missing": missing, "unusable": unusable,
+                     "background": background, "missing": missing, "unusable": len(reasons) - missing,
                      "on disk but not used": len(on_disk - listed)}
     images = [SourceImage(photo.path, photo.name, photo.split, photo.objects, photo.label_file, photo.frame_wh,
-                          photo.upright) for photo in photos.values()]
+                          photo.upright) for photo in photos]
     return images, object_classes(uses, report)
 
 
-def _find_photos(file: CocoFile, folder: PhotoFolder, root: Path, photos: dict[tuple[Path, str], Photo],
-                 notes: Counter) -> dict[str, PhotoOrReason]:
-    """{image id: photo, or the reason why there is none}; adds to `photos`. Raises UserError if most are missing."""
-    photo_of_id: dict[str, PhotoOrReason] = {}
-    file_names: dict[str, object] = {}
-    lost = []
-    for image in file.images:
-        key, file_name = id_text(image.get("id")), image.get("file_name")
-        if key in photo_of_id:
-            if file_name != file_names[key]:  # which of the two the annotations mean, nobody can tell
-                photo_of_id[key] = "image id of two different photos"
-            continue
-        file_names[key] = file_name
+class Listing:
+    """The photos that the files list, each once for every split it is in."""
+
+    def __init__(self, folders: dict[Path, PhotoFolder], notes: Counter):
+        self.folders, self.notes = folders, notes
+        self.root = Path(os.path.commonpath([str(key) for key in folders]))
+        self.photos: dict[tuple[Path, str], Photo] = {}
+        self.ids: dict[Path, dict[Path, list[str]]] = defaultdict(lambda: defaultdict(list))  # photo -> file -> ids
+        self.names_tell = self.folders_tell = False  # are the files, or their folders, of different splits?
+
+    def read(self, files: Sequence[CocoFile]) -> list[dict[str, PhotoOrError]]:
+        """{image id: photo, or why there is none} of each file. Raises UserError where most photos are missing."""
+        names = [_photo_names(file) for file in files]
+        self.names_tell = len({file.split for file in files}) > 1
+        self.folders_tell = len({file.folder_split for file in files}) > 1
+        splits = [file.split or file.folder_split for file in files]
+        assumed = "train" if {"val", "test"} & {*splits} and "train" not in splits else ""
+        entries = [Entry(name, self.folders[file.images_dir.resolve()], str(file.path), split or assumed)
+                   for file, split, name_of_id in zip(files, splits, names)
+                   for name in name_of_id.values() if isinstance(name, str)]
+        found = iter(zip(entries, find_photos(entries, self.notes)))
+        photos_of_files = []
+        for file, name_of_id in zip(files, names):
+            size_of_id = {id_text(image.get("id")): (image.get("width"), image.get("height"))
+                          for image in reversed(file.images)}
+            photos_of_files.append({key: name if isinstance(name, PhotoError)
+                                    else self._photo(file, key, *next(found), size_of_id[key])
+                                    for key, name in name_of_id.items()})
+            _refuse_wrong_folder(file, name_of_id, photos_of_files[-1])
+        self._name_rest_train()
+        self._note_shared_photos()
+        return photos_of_files
+
+    def _photo(self, file: CocoFile, key: str, entry: Entry, path: PurePosixPath | PhotoError, size: tuple
+               ) -> PhotoOrError:
+        if isinstance(path, PhotoError):
+            return path
+        full = entry.folder.folder / path
+        split = self._split(file, entry.name, path)
         try:
-            path = folder.find(file_name) if isinstance(file_name, str) else None
-            if path is None:
-                lost.append(file_name)
-                raise ValueError(PHOTO_MISSING)
-            full = folder.folder / path
-            frame_wh, upright = photo_frame(full, image.get("width"), image.get("height"), notes)
-            name = (folder.folder.resolve() / path).relative_to(root).as_posix()
-            photo = Photo(full, name, file.split, frame_wh, upright, str(file.path))
-            known = photos.setdefault((full.resolve(), file.split), photo)
-            if (known.frame_wh, known.upright) != (frame_wh, upright):
-                raise ValueError("photo listed twice with different sizes")
-            photo_of_id[key] = known
-        except ValueError as error:
-            photo_of_id[key] = str(error)
-    if len(lost) * 2 > len(file.images):
-        raise UserError(f"{file.path}: {len(lost)} of {len(file.images)} photos are not in {file.images_dir}, e.g. "
-                        f"{lost[0]}; give their folder with --images_dir")
-    return photo_of_id
+            frame_wh, upright = photo_frame(full, *size, self.notes)
+        except PhotoError as error:
+            return PhotoError(error.reason, f"{path}: {error.detail}" if error.detail else str(path))
+        name = (entry.folder.root / path).relative_to(self.root).as_posix()
+        photo = self.photos.setdefault((full.resolve(), split),
+                                       Photo(full, name, split, frame_wh, upright, str(file.path)))
+        if (photo.frame_wh, photo.upright) != (frame_wh, upright):
+            return PhotoError("photo listed twice with different sizes", str(path))
+        self.ids[photo.path][file.path].append(key)
+        return photo
+
+    def _split(self, file: CocoFile, name: str, path: PurePosixPath) -> str:
+        """A photo's split by the folders in its file_name, else by those it lies in, else by its file's name or folder.
+
+        Where the files are named for different splits, that goes first: LVIS's validation photos lie in train2017.
+        """
+        named = split_of_folders(PurePosixPath(name.replace("\\", "/")).parts[:-1])
+        lies_in = split_of_folders(path.parts[:-1])
+        if self.names_tell and file.split:
+            if {named, lies_in} - {"", file.split}:
+                self.notes[f"{file.path}: a photo in a folder of another split than this file's name has; it is "
+                           f"{file.split}"] += 1
+            return file.split
+        return named or lies_in or file.split or (file.folder_split if self.folders_tell else "")
+
+    def _name_rest_train(self) -> None:
+        """Where the data set names val or test but no train, what it does not name is train."""
+        splits = {photo.split for photo in self.photos.values()}
+        if "" not in splits or "train" in splits or len(splits) == 1:
+            return
+        rest = [photo for photo in self.photos.values() if not photo.split]
+        for photo in rest:
+            photo.split = "train"
+        others = " and ".join(sorted(splits - {""}))
+        self.notes[f"{_photos(rest)} without a named split beside others of {others}: taken as train"] += 1
+
+    def _note_shared_photos(self) -> None:
+        """One note on photos under several image ids of a file, one on photos in several files."""
+        several = [(path, ids) for path, files in self.ids.items() for ids in files.values() if len(ids) > 1]
+        if several:
+            path, ids = several[0]
+            self.notes[f"{_photos(several)} under several image ids, e.g. {path.name} ({', '.join(ids[:5])}): taken as "
+                       "one photo with all their annotations"] += 1
+        shared = [(path, files) for path, files in self.ids.items() if len(files) > 1]
+        if shared:
+            path, files = shared[0]
+            names = ", ".join(str(file) for file in [*files][:3])
+            self.notes[f"{_photos(shared)} in several JSON files, e.g. {path.name} in {names}; if these are different "
+                       "pictures of one name, give one --images_dir for each JSON file"] += 1
+
+
+def _photos(counted: Sequence) -> str:
+    return "1 photo" if len(counted) == 1 else f"{len(counted)} photos"
+
+
+def _photo_names(file: CocoFile) -> dict[str, str | PhotoError]:
+    """{image id: name of its photo, or why it has none}."""
+    names: dict[str, str | PhotoError] = {}
+    for image in file.images:
+        key = id_text(image.get("id"))
+        name = next((image[place] for place in NAME_KEYS
+                     if isinstance(image.get(place), str) and image[place].strip()), None)
+        name = name or PhotoError(PHOTO_MISSING, f"image {key} has no file_name", nowhere=True)
+        if str(names.setdefault(key, name)) != str(name):  # which of the two is meant, nobody can tell
+            names[key] = PhotoError("image id of two different photos")
+    return names
+
+
+def _refuse_wrong_folder(file: CocoFile, names: dict[str, str | PhotoError], photo_of_id: dict[str, PhotoOrError]
+                         ) -> None:
+    """Raise UserError if most of a file's photos are nowhere in its folder."""
+    lost = [error for error in photo_of_id.values() if isinstance(error, PhotoError) and error.nowhere]
+    if len(lost) * 2 > len(names):
+        raise UserError(f"{file.path}: {len(lost)} of {len(names)} photos are not in {file.images_dir}, e.g. "
+                        f"{lost[0].detail}; give their folder with --images_dir")
 
 
 def photo_frame(path: Path, width: object, height: object, notes: Counter
                 ) -> tuple[tuple[float, float] | None, bool]:
     """(size of the frame that the annotations are in, None for the photo's own; whether that is the upright photo).
 
-    `width` and `height` as the JSON has them. Raises ValueError, the reason, for a photo of another shape or a broken
-    one.
+    `width` and `height` as the JSON has them; both 1, which go with fractions, say nothing. Raises PhotoError for a
+    photo of another shape or a broken one.
     """
     from sam_lora.data.geometry import same_aspect
     from sam_lora.data.imaging import ImageError, image_size
     try:
         upright, stored = image_size(path), image_size(path, upright=False)
-    except ImageError:
-        raise ValueError(PHOTO_UNREADABLE) from None
-    if not (_is_number(width) and _is_number(height) and min(width, height) > 0):
+    except ImageError as error:
+        raise PhotoError(PHOTO_UNREADABLE, error.reason) from None
+    if not (_is_number(width) and _is_number(height) and min(width, height) > 0) or width == height == 1:
         return None, True
     frame_wh = (width, height)
     fits = [size == frame_wh for size in (upright, stored)]
     if not any(fits):
         fits = [same_aspect(frame_wh, size) for size in (upright, stored)]
         if not any(fits):
-            raise ValueError(SIZE_DIFFERS)
+            raise PhotoError(SIZE_DIFFERS, f"{' x '.join(map(str, upright))}, in the JSON {width} x {height}")
         notes[SCALED] += 1
     if not fits[0]:
         notes[STORED_FRAME] += 1
@@ -380,10 +434,14 @@ def photo_frame(path: Path, width: object, height: object, notes: Counter
 # ---- annotations ------------------------------------------------------------------------------------------
 
 class AnnotationError(ValueError):
-    """Why an annotation is not an object."""
+    """Why an annotation is not an object: (reason, detail)."""
+
+    def __init__(self, reason: str, detail: str = ""):
+        super().__init__(reason)
+        self.reason, self.detail = reason, detail
 
 
-def _add_annotations(file: CocoFile, photo_of_id: dict[str, PhotoOrReason], keep_crowd: bool, boxes: bool,
+def _add_annotations(file: CocoFile, photo_of_id: dict[str, PhotoOrError], keep_crowd: bool, boxes: bool,
                      uses: Counter, report: ConversionReport) -> None:
     """Give each photo the objects of one file, and count the class and category of each in `uses`."""
     for position, annotation in enumerate(file.annotations):
@@ -393,9 +451,9 @@ def _add_annotations(file: CocoFile, photo_of_id: dict[str, PhotoOrReason], keep
             if not isinstance(annotation, dict):
                 raise AnnotationError("not an annotation")
             source_id = f"annotation {id_text(annotation.get('id'))}" if id_text(annotation.get("id")) else source_id
-            photo = photo_of_id.get(id_text(annotation.get("image_id")) or None, "image_id that no image has")
-            if isinstance(photo, str):
-                raise AnnotationError(photo)
+            photo = photo_of_id.get(id_text(annotation.get("image_id")) or None) or PhotoError(NO_IMAGE)
+            if isinstance(photo, PhotoError):
+                raise AnnotationError(photo.reason, photo.detail)
             photo.annotations += 1
             category = id_text(annotation.get("category_id"))
             if category not in file.categories:
@@ -404,7 +462,7 @@ def _add_annotations(file: CocoFile, photo_of_id: dict[str, PhotoOrReason], keep
                 raise AnnotationError(CROWD)
             polygons, rle, is_rectangle = _outline(annotation, photo.frame_wh, boxes, report.notes)
         except AnnotationError as error:
-            report.skip(str(file.path), source_id, str(error))
+            report.skip(str(file.path), source_id, error.reason, error.detail)
             continue
         name = file.categories[category]
         uses[name, category] += 1

@@ -176,12 +176,14 @@ def test_classes():
     assert classes_of() == {}
 
 
-@pytest.mark.parametrize(("path", "images_dir", "split"), [
-    ("annotations/instances_train2017.json", "images", "train"), ("valid/_annotations.coco.json", "valid", "val"),
-    ("x/coco.json", "test2017", "test"), ("x/train_val.json", "images", ""), ("x/coco.json", "images", ""),
-    ("train/contest.json", "images", "train")])
-def test_split_of(path: str, images_dir: str, split: str):
-    assert split_of(Path("/data") / path, Path("/data") / images_dir) == split
+@pytest.mark.parametrize(("path", "images_dir", "own", "around"), [
+    ("annotations/instances_train2017.json", "images", "train", ""),
+    ("valid/_annotations.coco.json", "valid", "", "val"), ("x/coco.json", "test2017", "", "test"),
+    ("x/train_val.json", "images", "", ""), ("x/coco.json", "images", "", ""),
+    ("train/contest.json", "images", "", "train"), ("train_val/x.json", "test", "", ""),
+    ("val/train.json", "test", "train", "val")])
+def test_split_of(path: str, images_dir: str, own: str, around: str):
+    assert split_of(Path("/data") / path, Path("/data") / images_dir) == (own, around)
 
 
 # ---- bad input --------------------------------------------------------------------------------------------
