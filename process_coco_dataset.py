@@ -16,8 +16,8 @@ The split (train, val, test) is taken from the JSON file's name or folder. Next:
 """
 
 import argparse
+import hashlib
 import json
-import math
 import os
 import re
 from array import array
@@ -29,10 +29,20 @@ from time import perf_counter
 
 from sam_lora import cli
 from sam_lora.data import class_folders
+from sam_lora.data.boxes import note_boxes
 from sam_lora.data.class_folders import CropSettings
-from sam_lora.data.conversion_report import BOX_ONLY, PHOTO_MISSING, PHOTO_UNREADABLE, ConversionReport
+from sam_lora.data.conversion_report import PHOTO_MISSING, PHOTO_UNREADABLE, TWICE, ConversionReport
 from sam_lora.data.listed_photos import Entry, PhotoError, PhotoFolder, find_photos, split_of_folders
 from sam_lora.data.names import class_folder_names, clean_name, merge_same_names, normalise_split, printable
+from sam_lora.data.segmentation import (
+    BOX_MARKS,
+    AnnotationError,
+    Outline,
+    box_or_none,
+    is_fraction,
+    is_number,
+    read_outline,
+)
 from sam_lora.data.sources import ObjectClass, SourceImage, SourceObject
 from sam_lora.errors import UserError
 
@@ -42,14 +52,16 @@ KEPT_KEYS = frozenset({"images", "annotations", "categories",
                        "id", "width", "height", *NAME_KEYS,                                     # of an image
                        "image_id", "category_id", "iscrowd", "bbox", "segmentation",            # of an annotation
                        "caption", "segments_info",                                              # of another kind
+                       *BOX_MARKS,
                        "size", "counts",                                                        # of an RLE
+                       "x", "y",                                                                # of a polygon's point
                        "name"})                                                                 # of a category
-FAR = 1e15              # beyond it a coordinate is as good as infinite
+FRACTIONS_EXPORT = 0.9  # of a file's outlines, or boxes, within 0..1: then these are fractions
 
 CROWD = "iscrowd (--crowd keep takes it)"
+FRACTION_AMONG_PIXELS = "all coordinates within 0..1, while the file's others are pixels"
 SIZE_DIFFERS = "photo of another shape than width and height in the JSON"
 NO_IMAGE = "image_id that no image has"
-PART_DROPPED = "a polygon part was dropped: under three points, an odd count or no finite number"
 SCALED = "a photo's size differs from the JSON's: its annotations were scaled"
 STORED_FRAME = "a photo's annotations refer to it as stored, before its EXIF rotation: it was not rotated"
 
@@ -249,11 +261,13 @@ class Photo:
     path: Path
     name: str
     split: str
+    size_wh: tuple[int, int]
     frame_wh: tuple[float, float] | None
     upright: bool
     label_file: str
     objects: list[SourceObject] = field(default_factory=list)
     annotations: int = 0     # of this photo, the skipped ones too
+    outlines: set[bytes] = field(default_factory=set)        # digests of the objects' classes and outlines
 
 
 PhotoOrError = Photo | PhotoError  # the reason why there is none
@@ -282,6 +296,7 @@ def read_images(files: Sequence[CocoFile], keep_crowd: bool, boxes: bool, report
                      "with skipped annotations only": len(photos) - with_objects - background,
                      "background": background, "missing": missing, "unusable": len(reasons) - missing,
                      "on disk but not used": len(on_disk - listed)}
+    note_boxes((item for photo in photos for item in photo.objects), report.notes)
     images = [SourceImage(photo.path, photo.name, photo.split, photo.objects, photo.label_file, photo.frame_wh,
                           photo.upright) for photo in photos]
     return images, object_classes(uses, report)
@@ -327,12 +342,12 @@ class Listing:
         full = entry.folder.folder / path
         split = self._split(file, entry.name, path)
         try:
-            frame_wh, upright = photo_frame(full, *size, self.notes)
+            size_wh, frame_wh, upright = photo_frame(full, *size, self.notes)
         except PhotoError as error:
             return PhotoError(error.reason, f"{path}: {error.detail}" if error.detail else str(path))
         name = (entry.folder.root / path).relative_to(self.root).as_posix()
         photo = self.photos.setdefault((full.resolve(), split),
-                                       Photo(full, name, split, frame_wh, upright, str(file.path)))
+                                       Photo(full, name, split, size_wh, frame_wh, upright, str(file.path)))
         if (photo.frame_wh, photo.upright) != (frame_wh, upright):
             return PhotoError("photo listed twice with different sizes", str(path))
         self.ids[photo.path][file.path].append(key)
@@ -405,8 +420,8 @@ def _refuse_wrong_folder(file: CocoFile, names: dict[str, str | PhotoError], pho
 
 
 def photo_frame(path: Path, width: object, height: object, notes: Counter
-                ) -> tuple[tuple[float, float] | None, bool]:
-    """(size of the frame that the annotations are in, None for the photo's own; whether that is the upright photo).
+                ) -> tuple[tuple[int, int], tuple[float, float] | None, bool]:
+    """(the photo's size, upright; that of its annotations' frame, None for the photo's own; is that the upright one?).
 
     `width` and `height` as the JSON has them; both 1, which go with fractions, say nothing. Raises PhotoError for a
     photo of another shape or a broken one.
@@ -417,8 +432,8 @@ def photo_frame(path: Path, width: object, height: object, notes: Counter
         upright, stored = image_size(path), image_size(path, upright=False)
     except ImageError as error:
         raise PhotoError(PHOTO_UNREADABLE, error.reason) from None
-    if not (_is_number(width) and _is_number(height) and min(width, height) > 0) or width == height == 1:
-        return None, True
+    if not (is_number(width) and is_number(height) and min(width, height) > 0) or width == height == 1:
+        return upright, None, True
     frame_wh = (width, height)
     fits = [size == frame_wh for size in (upright, stored)]
     if not any(fits):
@@ -428,22 +443,27 @@ def photo_frame(path: Path, width: object, height: object, notes: Counter
         notes[SCALED] += 1
     if not fits[0]:
         notes[STORED_FRAME] += 1
-    return frame_wh, fits[0]
+    return upright, frame_wh, fits[0]
 
 
 # ---- annotations ------------------------------------------------------------------------------------------
 
-class AnnotationError(ValueError):
-    """Why an annotation is not an object: (reason, detail)."""
-
-    def __init__(self, reason: str, detail: str = ""):
-        super().__init__(reason)
-        self.reason, self.detail = reason, detail
+@dataclass(slots=True)
+class ReadAnnotation:
+    """An annotation with all that makes it an object."""
+    source_id: str
+    photo: Photo
+    index: int          # among its photo's annotations
+    category: str
+    outline: Outline
+    bbox: object
+    reason: str = ""    # why it is no object after all
 
 
 def _add_annotations(file: CocoFile, photo_of_id: dict[str, PhotoOrError], keep_crowd: bool, boxes: bool,
                      uses: Counter, report: ConversionReport) -> None:
     """Give each photo the objects of one file, and count the class and category of each in `uses`."""
+    read = []
     for position, annotation in enumerate(file.annotations):
         report.take()
         source_id = f"annotation at place {position}"
@@ -451,75 +471,69 @@ def _add_annotations(file: CocoFile, photo_of_id: dict[str, PhotoOrError], keep_
             if not isinstance(annotation, dict):
                 raise AnnotationError("not an annotation")
             source_id = f"annotation {id_text(annotation.get('id'))}" if id_text(annotation.get("id")) else source_id
-            photo = photo_of_id.get(id_text(annotation.get("image_id")) or None) or PhotoError(NO_IMAGE)
-            if isinstance(photo, PhotoError):
-                raise AnnotationError(photo.reason, photo.detail)
-            photo.annotations += 1
-            category = id_text(annotation.get("category_id"))
-            if category not in file.categories:
-                raise AnnotationError("category_id that no category has")
-            if is_crowd(annotation) and not keep_crowd:
-                raise AnnotationError(CROWD)
-            polygons, rle, is_rectangle = _outline(annotation, photo.frame_wh, boxes, report.notes)
+            read.append(_read_annotation(annotation, source_id, file, photo_of_id, keep_crowd, boxes, report.notes))
         except AnnotationError as error:
             report.skip(str(file.path), source_id, error.reason, error.detail)
+    scale_fractions(read, report.notes)
+    for item in read:
+        name, outline = file.categories[item.category], item.outline
+        if reason := item.reason or (TWICE if _is_copy(item.photo, name, outline) else ""):
+            report.skip(str(file.path), item.source_id, reason)
             continue
-        name = file.categories[category]
-        uses[name, category] += 1
-        photo.objects.append(SourceObject(photo.annotations, source_id, name, polygons, rle, is_rectangle))
+        uses[name, item.category] += 1
+        item.photo.objects.append(SourceObject(item.index, item.source_id, name, outline.polygons, outline.rle,
+                                               outline.is_box, box_or_none(item.bbox)))
 
 
-def _outline(annotation: dict, frame_wh: tuple[float, float] | None, boxes: bool, notes: Counter
-             ) -> tuple[list[list[float]], dict | None, bool]:
-    """(polygons, RLE, whether the outline is only the bbox's); `boxes`: take such. Raises AnnotationError."""
-    polygons, rle = parse_segmentation(annotation.get("segmentation"), frame_wh, notes)
-    if polygons or rle is not None:
-        return polygons, rle, False
-    polygons = [box_polygon(annotation.get("bbox"))]
-    if not boxes:
-        raise AnnotationError(BOX_ONLY)
-    return polygons, None, True
+def _read_annotation(annotation: dict, source_id: str, file: CocoFile, photo_of_id: dict[str, PhotoOrError],
+                     keep_crowd: bool, boxes: bool, notes: Counter) -> ReadAnnotation:
+    """Raises AnnotationError."""
+    photo = photo_of_id.get(id_text(annotation.get("image_id")) or None) or PhotoError(NO_IMAGE)
+    if isinstance(photo, PhotoError):
+        raise AnnotationError(photo.reason, photo.detail)
+    photo.annotations += 1
+    category = id_text(annotation.get("category_id"))
+    if category not in file.categories:
+        raise AnnotationError("category_id that no category has")
+    if is_crowd(annotation) and not keep_crowd:
+        raise AnnotationError(CROWD)
+    outline = read_outline(annotation, photo.frame_wh, boxes, notes)
+    return ReadAnnotation(source_id, photo, photo.annotations, category, outline, annotation.get("bbox"))
 
 
-def parse_segmentation(segmentation: object, frame_wh: tuple[float, float] | None, notes: Counter
-                       ) -> tuple[list[list[float]], dict | None]:
-    """(polygons, each flat [x, y, …], finite, three points or more; or an RLE, not checked yet).
+def scale_fractions(read: Sequence[ReadAnnotation], notes: Counter) -> None:
+    """Where a file's coordinates are fractions of width and height, make them pixels of the frame.
 
-    Both empty where there is no segmentation. Unusable parts are dropped and noted. Raises AnnotationError.
+    Polygons and boxes by themselves: of either, nearly all must lie within 0..1. Where only some do, they get a reason.
     """
-    if isinstance(segmentation, list) and len(segmentation) == 1 and isinstance(segmentation[0], dict):
-        segmentation = segmentation[0]
-    if segmentation is None or segmentation in ([], {}, [[]], ""):
-        return [], None
-    if isinstance(segmentation, dict):
-        return [], segmentation
-    if not isinstance(segmentation, list | array):
-        raise AnnotationError("segmentation that is neither polygons nor RLE")
-    if all(map(_is_number, segmentation)):  # a polygon whose outer list is missing, or an RLE without its size
-        reach = max(frame_wh) * 1.5 if frame_wh else math.inf
-        if len(segmentation) % 2 or (frame_wh and sum(segmentation) == frame_wh[0] * frame_wh[1]) \
-                or max(segmentation) > reach:
-            raise AnnotationError("a plain list of numbers that looks like RLE counts")
-        segmentation = [segmentation]
-    polygons = [part for part in segmentation if isinstance(part, list | array) and len(part) >= 6
-                and len(part) % 2 == 0 and all(map(_is_number, part))]
-    if not polygons:
-        raise AnnotationError("no polygon part of three finite points")
-    if len(polygons) < len(segmentation):
-        notes[PART_DROPPED] += 1
-    return polygons, None
+    for boxes in (False, True):
+        items = [item for item in read if item.outline.polygons and item.outline.is_box == boxes]
+        fractions = [item for item in items if is_fraction(item.outline.polygons)]
+        if not fractions:
+            continue
+        if len(fractions) < FRACTIONS_EXPORT * len(items):
+            for item in fractions:
+                item.reason = FRACTION_AMONG_PIXELS
+            continue
+        for item in fractions:
+            width, height = item.photo.frame_wh or item.photo.size_wh
+            item.outline.polygons = [[number * (height if place % 2 else width) for place, number in enumerate(polygon)]
+                                     for polygon in item.outline.polygons]
+        notes[f"{len(fractions)} {'boxes' if boxes else 'outlines'} have all coordinates within 0..1: taken for "
+              "fractions of width and height"] += 1
 
 
-def box_polygon(bbox: object) -> list[float]:
-    """COCO's bbox [x, y, width, height] -> the four corners, flat. Raises AnnotationError."""
-    if not (isinstance(bbox, list) and len(bbox) == 4 and all(map(_is_number, bbox)) and min(bbox[2:]) > 0):
-        raise AnnotationError("neither an outline nor a box")
-    x, y, width, height = bbox
-    return [x, y, x + width, y, x + width, y + height, x, y + height]
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and -FAR < value < FAR
+def _is_copy(photo: Photo, class_name: str, outline: Outline) -> bool:
+    """Does the photo have that outline already, of the same class?"""
+    digest = hashlib.blake2b(f"{outline.is_box} {class_name}".encode(), digest_size=16)
+    for numbers in outline.polygons:
+        digest.update(array("d", numbers).tobytes() + b"|")
+    if outline.rle is not None:
+        size, counts = outline.rle.get("size"), outline.rle.get("counts")
+        digest.update(f"{size} {counts}".encode(errors="replace"))
+    known = digest.digest() in photo.outlines
+    photo.outlines.add(digest.digest())
+    return known
 
 
 if __name__ == "__main__":
