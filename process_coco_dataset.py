@@ -31,16 +31,23 @@ from sam_lora import cli
 from sam_lora.data import class_folders
 from sam_lora.data.boxes import note_boxes
 from sam_lora.data.class_folders import CropSettings
-from sam_lora.data.conversion_report import PHOTO_MISSING, PHOTO_UNREADABLE, TWICE, ConversionReport
-from sam_lora.data.listed_photos import Entry, PhotoError, PhotoFolder, find_photos, split_of_folders
-from sam_lora.data.names import class_folder_names, clean_name, merge_same_names, normalise_split, printable
+from sam_lora.data.conversion_report import PHOTO_MISSING, TWICE, ConversionReport
+from sam_lora.data.listed_photos import (
+    Entry,
+    PhotoError,
+    PhotoFolder,
+    find_photos,
+    photo_frame,
+    split_of_folders,
+    split_words,
+)
+from sam_lora.data.names import class_folder_names, clean_name, merge_same_names, printable
 from sam_lora.data.segmentation import (
     BOX_MARKS,
     AnnotationError,
     Outline,
     box_or_none,
     is_fraction,
-    is_number,
     read_outline,
 )
 from sam_lora.data.sources import ObjectClass, SourceImage, SourceObject
@@ -60,10 +67,7 @@ FRACTIONS_EXPORT = 0.9  # of a file's outlines, or boxes, within 0..1: then thes
 
 CROWD = "iscrowd (--crowd keep takes it)"
 FRACTION_AMONG_PIXELS = "all coordinates within 0..1, while the file's others are pixels"
-SIZE_DIFFERS = "photo of another shape than width and height in the JSON"
 NO_IMAGE = "image_id that no image has"
-SCALED = "a photo's size differs from the JSON's: its annotations were scaled"
-STORED_FRAME = "a photo's annotations refer to it as stored, before its EXIF rotation: it was not rotated"
 
 
 def get_args_parser() -> argparse.ArgumentParser:
@@ -161,6 +165,9 @@ def slim(entry: dict) -> dict:
             else _packed(outline)
     if "counts" in kept:
         kept["counts"] = _packed(kept["counts"])
+    attributes = entry.get("attributes")
+    if isinstance(attributes, dict):
+        kept |= {mark: attributes[mark] for mark in BOX_MARKS if mark in attributes}
     return kept
 
 
@@ -179,8 +186,8 @@ def split_of(path: Path, images_dir: Path) -> tuple[str, str]:
 
     Each "" where there is none, or several.
     """
-    splits = [{normalise_split(word) for word in re.findall("[a-z]+", text.lower())} - {""}
-              for text in (path.stem, path.resolve().parent.name, images_dir.resolve().name)]
+    texts = (path.stem, path.resolve().parent.name, images_dir.resolve().name)
+    splits = [{*split_words(text).values()} - {""} for text in texts]
     own, *around = [found.pop() if len(found) == 1 else "" if not found else None for found in splits]
     return own or "", next((split for split in around if split != ""), "") or ""
 
@@ -419,33 +426,6 @@ def _refuse_wrong_folder(file: CocoFile, names: dict[str, str | PhotoError], pho
                         f"{lost[0].detail}; give their folder with --images_dir")
 
 
-def photo_frame(path: Path, width: object, height: object, notes: Counter
-                ) -> tuple[tuple[int, int], tuple[float, float] | None, bool]:
-    """(the photo's size, upright; that of its annotations' frame, None for the photo's own; is that the upright one?).
-
-    `width` and `height` as the JSON has them; both 1, which go with fractions, say nothing. Raises PhotoError for a
-    photo of another shape or a broken one.
-    """
-    from sam_lora.data.geometry import same_aspect
-    from sam_lora.data.imaging import ImageError, image_size
-    try:
-        upright, stored = image_size(path), image_size(path, upright=False)
-    except ImageError as error:
-        raise PhotoError(PHOTO_UNREADABLE, error.reason) from None
-    if not (is_number(width) and is_number(height) and min(width, height) > 0) or width == height == 1:
-        return upright, None, True
-    frame_wh = (width, height)
-    fits = [size == frame_wh for size in (upright, stored)]
-    if not any(fits):
-        fits = [same_aspect(frame_wh, size) for size in (upright, stored)]
-        if not any(fits):
-            raise PhotoError(SIZE_DIFFERS, f"{' x '.join(map(str, upright))}, in the JSON {width} x {height}")
-        notes[SCALED] += 1
-    if not fits[0]:
-        notes[STORED_FRAME] += 1
-    return upright, frame_wh, fits[0]
-
-
 # ---- annotations ------------------------------------------------------------------------------------------
 
 @dataclass(slots=True)
@@ -513,7 +493,8 @@ def scale_fractions(read: Sequence[ReadAnnotation], notes: Counter) -> None:
             continue
         if len(fractions) < FRACTIONS_EXPORT * len(items):
             for item in fractions:
-                item.reason = FRACTION_AMONG_PIXELS
+                if max(map(max, item.outline.polygons)) <= 1:
+                    item.reason = FRACTION_AMONG_PIXELS
             continue
         for item in fractions:
             width, height = item.photo.frame_wh or item.photo.size_wh

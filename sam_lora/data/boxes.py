@@ -10,8 +10,9 @@ from collections.abc import Iterable, Sequence
 from sam_lora.data.sources import SourceObject
 
 AGREE_IOU = 0.5          # of a mask's own box with the stated one
-AGREE_PIXELS = 7         # exporters' boxes are off by up to as much at each side
-MOSTLY = 0.5             # of the outlines: then boxes are no accident
+AGREE_PIXELS = 2         # or each side lies as near as that, and as this fraction of the larger box's longer side:
+AGREE_SIDES = 0.03       # exporters' boxes are off by up to 7 px, and the IoU of thin ones means little
+MOSTLY, FEWEST = 0.5, 3  # of the outlines, and how many: then boxes are no accident
 SQUARENESS = 0.01        # of a box's size: how far exporters' rounding moves its corners
 
 MISMATCH = "masks do not match their bbox"
@@ -73,7 +74,8 @@ def _clipped(xyxy: Sequence[float], resolution_wh: tuple[int, int]) -> XYXY:
 
 
 def _agree(first: XYXY, second: XYXY) -> bool:
-    if all(abs(a - b) <= AGREE_PIXELS for a, b in zip(first, second)):
+    reach = AGREE_PIXELS + AGREE_SIDES * max(max(box[2] - box[0], box[3] - box[1]) for box in (first, second))
+    if all(abs(a - b) <= reach for a, b in zip(first, second)):
         return True
     wide = min(first[2], second[2]) - max(first[0], second[0])
     high = min(first[3], second[3]) - max(first[1], second[1])
@@ -92,20 +94,32 @@ def note_boxes(items: Iterable[SourceObject], notes: Counter) -> None:
         if not item.is_rectangle:
             total += 1
             found += len(item.polygons) == 1 and is_box(item.polygons[0])
-    if found > MOSTLY * total:
+    if found >= FEWEST and found > MOSTLY * total:
         notes[f"{found} of {total} outlines are four corners of a box, axis-parallel or turned, not the shape of an "
               "object: SAM would learn boxes"] += 1
 
 
 def is_box(polygon: Sequence[float]) -> bool:
-    """A flat polygon of four corners, the first perhaps repeated, that are a rectangle's, turned or not?
+    """A flat polygon of four corners, the first perhaps repeated, that are a rectangle's, turned or not? Or one of more
+    points, all along an axis-parallel rectangle?
 
     In a frame of another aspect than the photo's a turned rectangle is a parallelogram; that counts too.
     """
     if len(polygon) == 10 and polygon[:2] == polygon[8:]:
         polygon = polygon[:8]
     if len(polygon) != 8:
-        return False
+        return _runs_along_a_box(polygon)
     xs, ys = array("d", polygon[::2]), array("d", polygon[1::2])
     size = max(max(xs) - min(xs), max(ys) - min(ys))
     return size > 0 and all(abs(c[0] - c[1] + c[2] - c[3]) <= SQUARENESS * size for c in (xs, ys))
+
+
+def _runs_along_a_box(polygon: Sequence[float]) -> bool:
+    count = len(polygon)
+    for place in range(0, count, 2):  # other outlines end here at their first edges
+        wide, high = abs(polygon[place] - polygon[place - 2]), abs(polygon[place + 1] - polygon[place - 1])
+        if min(wide, high) > SQUARENESS * max(wide, high):
+            return False
+    xs, ys = polygon[::2], polygon[1::2]
+    area = sum(xs[place - 1] * ys[place] - xs[place] * ys[place - 1] for place in range(len(xs))) / 2
+    return abs(area) > (1 - SQUARENESS) * (max(xs) - min(xs)) * (max(ys) - min(ys)) > 0

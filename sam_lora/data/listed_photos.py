@@ -13,14 +13,19 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from urllib.parse import parse_qsl, unquote
 
-from sam_lora.data.conversion_report import PHOTO_MISSING
+from sam_lora.data.conversion_report import PHOTO_MISSING, PHOTO_UNREADABLE
 from sam_lora.data.names import normalise_split, printable
+from sam_lora.data.segmentation import is_number
 from sam_lora.data.sources import source_files
 
 SEVERAL_PHOTOS = "several photos have that file name"
 SEVERAL_PHOTOS_AND_FILES = f"{SEVERAL_PHOTOS}; give one --images_dir for each JSON file"
+SHARED_FALLBACK = ("several JSON files name that photo, without the folder it lies in; give one --images_dir for each "
+                   "JSON file")
 ELSEWHERE = "found by base name alone, in another folder than the file_name has"
-
+SIZE_DIFFERS = "photo of another shape than width and height in the JSON"
+SCALED = "a photo's size differs from the JSON's: its annotations were scaled"
+STORED_FRAME = "a photo's annotations refer to it as stored, before its EXIF rotation: it was not rotated"
 # words that stand beside a split in a folder's name: train_images, images-val2017, subset_test
 LAYOUT_WORDS = frozenset(("image", "images", "img", "imgs", "photo", "photos", "picture", "pictures", "frame", "frames",
                           "data", "dataset", "set", "subset", "split", "coco"))
@@ -60,8 +65,9 @@ class Entry:
 
 @dataclass
 class _Match:
-    """A file for an entry. `strength`: how much of the two paths agrees."""
+    """A file for an entry of `source`. `strength`: how much of the two paths agrees."""
     path: PurePosixPath
+    source: str
     parts: Parts                 # of the entry's name, spelt plainly
     strength: float
     diverges: bool = False       # both paths go on, with different folders
@@ -95,7 +101,7 @@ def _match(entry: Entry, several: str) -> _Match:
     for name in _spellings(entry.name):
         path = PurePosixPath(name.replace("\\", "/"))
         if path in folder.known:
-            return _Match(_same_name_in_split(path, entry), _plain(path.parts), _Match.EXACT)
+            return _Match(_same_name_in_split(path, entry), entry.source, _plain(path.parts), _Match.EXACT)
         parts = _plain(part for part in path.parts if part not in ("/", "..", "."))
         candidates = folder.by_name.get(parts[-1], []) if parts else []
         if candidates:
@@ -120,7 +126,7 @@ def _best(candidates: Sequence[PurePosixPath], parts: Parts, entry: Entry, sever
         split = split_of_folders(path.parts[:-1])
         agrees = 0.5 * ((split == entry.split) - (split not in ("", entry.split))) if entry.split else 0.0
         strength = _Match.EXACT if parts == below else common + agrees
-        matches.append(_Match(path, parts, strength, common < min(len(parts), len(below))))
+        matches.append(_Match(path, entry.source, parts, strength, common < min(len(parts), len(below))))
     strongest = max(match.strength for match in matches)
     best = [match for match in matches if match.strength == strongest]
     if len(best) > 1:
@@ -130,8 +136,8 @@ def _best(candidates: Sequence[PurePosixPath], parts: Parts, entry: Entry, sever
 
 
 def _withdraw(entries: Sequence[Entry], found: list[_Match | PhotoError]) -> None:
-    """Take back the matches that are not the entry's own: a file that another entry names better or names otherwise,
-    or a file in a folder of which other entries name files exactly."""
+    """Take back the matches that are not the entry's own: a file that another entry names better, names otherwise, or
+    names in another JSON file too, without its folder, or a file in a folder where others name files exactly."""
     claims: dict[Path, list[_Match]] = defaultdict(list)
     named_folders = set()
     for entry, match in zip(entries, found):
@@ -144,25 +150,35 @@ def _withdraw(entries: Sequence[Entry], found: list[_Match | PhotoError]) -> Non
             continue
         path = entry.folder.root / match.path
         strongest = max(claim.strength for claim in claims[path])
-        names = {claim.parts for claim in claims[path] if claim.strength == strongest}
+        rivals = [claim for claim in claims[path] if claim.strength == strongest]
+        names, sources = {rival.parts for rival in rivals}, {rival.source for rival in rivals}
         if match.strength < strongest or len(names) > 1 or (match.diverges and path.parent in named_folders):
             found[index] = PhotoError(PHOTO_MISSING, f"{_shown(entry.name)}; {match.path} is another entry's photo")
+        elif len(sources) > 1 and len(match.parts) < len(match.path.parts):
+            found[index] = PhotoError(SHARED_FALLBACK, f"{_shown(entry.name)}: {match.path}")
 
 
 def split_of_folders(folders: Sequence[str]) -> str:
     """train, val or test by the innermost of `folders` that is named for one (Train, val2017, test_images); else ""."""
     for folder in reversed(folders):
-        words = re.findall("[a-z]+", folder.casefold())
-        splits = {normalise_split(word) for word in words} - {""}
-        if len(splits) == 1 and all(normalise_split(word) or word in LAYOUT_WORDS for word in words):
+        words = split_words(folder)
+        splits = {*words.values()} - {""}
+        if len(splits) == 1 and all(split or word in LAYOUT_WORDS for word, split in words.items()):
             return splits.pop()
     return ""
+
+
+def split_words(text: str) -> dict[str, str]:
+    """{word in `text`, lower case: the split it names or ""}: train_images, TrainImages, trainset, train2017."""
+    words = [word.casefold() for word in re.findall("[A-Z]?[a-z]+|[A-Z]+", text)]
+    return {word: normalise_split(word) or normalise_split(word.removesuffix("set")) for word in words}
 
 
 def _spellings(name: str) -> Iterator[str]:
     """`name` as it stands, without percent-encoding, and without a URL's query; at last what that query names."""
     yield name
     yield unquote(name)
+    yield name.strip()
     cut = re.split("[?#]", name, maxsplit=1)
     if len(cut) > 1:
         yield cut[0]
@@ -183,3 +199,32 @@ def _common_end(first: Parts, second: Parts) -> int:
 
 def _shown(name: str) -> str:
     return printable(name[:200])
+
+
+# ---- its size ---------------------------------------------------------------------------------------------
+
+def photo_frame(path: Path, width: object, height: object, notes: Counter
+                ) -> tuple[tuple[int, int], tuple[float, float] | None, bool]:
+    """(the photo's size, upright; that of its annotations' frame, None for the photo's own; is that the upright one?).
+
+    `width` and `height` as the JSON has them; both 1, which go with fractions, say nothing. Raises PhotoError for a
+    photo of another shape or a broken one.
+    """
+    from sam_lora.data.geometry import same_aspect
+    from sam_lora.data.imaging import ImageError, image_size
+    try:
+        upright, stored = image_size(path), image_size(path, upright=False)
+    except ImageError as error:
+        raise PhotoError(PHOTO_UNREADABLE, error.reason) from None
+    if not (is_number(width) and is_number(height) and min(width, height) > 0) or width == height == 1:
+        return upright, None, True
+    frame_wh = (width, height)
+    fits = [size == frame_wh for size in (upright, stored)]
+    if not any(fits):
+        fits = [same_aspect(frame_wh, size) for size in (upright, stored)]
+        if not any(fits):
+            raise PhotoError(SIZE_DIFFERS, f"{' x '.join(map(str, upright))}, in the JSON {width} x {height}")
+        notes[SCALED] += 1
+    if not fits[0]:
+        notes[STORED_FRAME] += 1
+    return upright, frame_wh, fits[0]

@@ -4,6 +4,7 @@
     {"size": [h, w], "counts": …}              RLE, not checked here; several in a list are united
     [x, y, x, y, …]                            a polygon whose outer list is missing
     [[x, y], …], [{"x": x, "y": y}, …]         a polygon of points; {"x": [x, …], "y": [y, …]} too
+    [[[x, y]], [[x, y]], …]                    the same as OpenCV's contours have it
     [[[x, y, …]]], [[[x, y], …]]               lists nested once too often, or twice
     "[[x, y, …]]"                              any of these as text
     null, [], [[]], {}, RLE without counts     no outline: then the bbox counts, where boxes are wanted
@@ -150,20 +151,24 @@ def _parts(segmentation: object, notes: Counter, depth: int = 0) -> list:
 
 
 def _is_points(segmentation: object) -> bool:
-    """A list of pairs (or all of them of three numbers), or of {"x": …, "y": …}?"""
+    """A list of points, all [x, y], [[x, y]] as OpenCV's contours, {"x": …, "y": …}, or all of three numbers?"""
     if not isinstance(segmentation, list) or not segmentation:
         return False
-    first = segmentation[0]
-    if isinstance(first, dict):
-        return all(isinstance(point, dict) and is_number(point.get("x")) and is_number(point.get("y"))
-                   for point in segmentation)
-    return isinstance(first, list | array) and len(first) in (2, 3) and all(
-        isinstance(point, list | array) and len(point) == len(first) and is_numbers(point) for point in segmentation)
+    length = len(_point(segmentation[0]))
+    return length > 0 and all(len(_point(value)) == length for value in segmentation)
+
+
+def _point(value: object) -> Numbers:
+    """The numbers of a point; none for what is no point."""
+    if isinstance(value, list) and len(value) == 1 and isinstance(value[0], list | array):
+        value = value[0]
+    if isinstance(value, dict):
+        value = [value.get("x"), value.get("y")]
+    return value if isinstance(value, list | array) and len(value) in (2, 3) and is_numbers(value) else []
 
 
 def _flat(points: list, notes: Counter) -> list[float]:
-    if isinstance(points[0], dict):
-        return [number for point in points for number in (point["x"], point["y"])]
+    points = [_point(value) for value in points]
     if len(points[0]) == 3:
         notes[THIRD_DROPPED] += 1
     return [number for point in points for number in point[:2]]
@@ -195,17 +200,20 @@ def _is_rle(segmentation: object) -> bool:
 
 def box_polygon(bbox: object) -> list[float]:
     """COCO's bbox [x, y, width, height] -> the four corners, flat. Raises AnnotationError."""
-    if not (isinstance(bbox, list | array) and len(bbox) == 4 and is_numbers(bbox) and min(bbox[2:]) > 0):
+    found = box_or_none(bbox)
+    if found is None:
         raise AnnotationError("neither an outline nor a box")
-    x, y, width, height = bbox
+    x, y, width, height = found
     return [x, y, x + width, y, x + width, y + height, x, y + height]
 
 
 def box_or_none(bbox: object) -> tuple[float, ...] | None:
-    """A bbox as (x, y, width, height); None for one of no extent or that is none."""
-    try:
-        box_polygon(bbox)
-    except AnnotationError:
+    """A bbox as (x, y, width, height), in a list of its own or with these keys too; None for one without extent."""
+    if isinstance(bbox, list) and len(bbox) == 1:
+        bbox = bbox[0]
+    if isinstance(bbox, dict):
+        bbox = [bbox.get(key) for key in ("x", "y", "width", "height")]
+    if not (isinstance(bbox, list | array) and len(bbox) == 4 and is_numbers(bbox) and min(bbox[2:]) > 0):
         return None
     return tuple(bbox)
 

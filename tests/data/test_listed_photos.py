@@ -7,6 +7,7 @@ from sam_lora.data.conversion_report import PHOTO_MISSING
 from sam_lora.data.listed_photos import (
     SEVERAL_PHOTOS,
     SEVERAL_PHOTOS_AND_FILES,
+    SHARED_FALLBACK,
     Entry,
     PhotoError,
     PhotoFolder,
@@ -50,6 +51,7 @@ def found(folder: Path, on_disk: list[str], *names: str | tuple[str, str]) -> tu
                  ["images/f.png"], id="encoded, with a query"),
     pytest.param(["s/f.png", "g.png"], ["/data/local-files/?d=s/f.png", "/data/local-files/?d=g.png"],
                  ["s/f.png", "g.png"], id="a name in the query"),
+    pytest.param(["f.png"], [" f.png "], ["f.png"], id="blanks"),
     pytest.param(["f#2.png", "f"], ["f#2.png"], ["f#2.png"], id="a name that only looks like a URL's"),
     pytest.param(["f.png"], ["", "/", "..", "?", "a.png?b=c.png"], [None] * 5, id="names that name nothing"),
 ])
@@ -69,6 +71,11 @@ def test_a_folder_given_for_the_photos_counts_as_part_of_their_paths(tmp_path: P
     pytest.param(["train/f.png"], [("f.png", "train"), ("f.png", "val")], ["train/f.png", PHOTO_MISSING],
                  id="the other split's photo is not there"),
     pytest.param(["train/f.png"], [("f.png", "val")], ["train/f.png"], id="nobody else wants it"),
+    pytest.param(["cam2/f.png"], [("f.png", "train"), ("f.png", "val")], [SHARED_FALLBACK] * 2, id="whose is it?"),
+    pytest.param(["f.png"], [("images/f.png", "train"), ("images/f.png", "val")], ["f.png"] * 2, id="one photo of two"),
+    pytest.param(["f.png"], [("f.png", "train"), ("f.png", "val")], ["f.png"] * 2, id="named exactly by both"),
+    pytest.param(["f.png", "val/f.png"], [("f.png", "train"), ("f.png", "val")], ["f.png", "val/f.png"],
+                 id="only one split has a folder"),
     pytest.param(["a/f.png", "b/f.png"], [("f.png", "train"), ("f.png", "val")], [SEVERAL_PHOTOS_AND_FILES] * 2,
                  id="the split does not help"),
 ])
@@ -86,6 +93,7 @@ def test_what_was_found_in_another_folder_is_noted(tmp_path: Path):
 @pytest.mark.parametrize(("folders", "split"), [
     ("train", "train"), ("Train", "train"), ("val2017", "val"), ("images/test_images", "test"),
     ("subset-Validation", "val"), ("test_project/train", "train"), ("train/cam1", "train"),
+    ("TrainImages", "train"), ("trainset", "train"), ("Test Set", "test"), ("offset", ""),
     ("train_station", ""), ("contest", ""), ("train_val", ""),
     ("a/b", ""), ("", "")])
 def test_split_of_folders(folders: str, split: str):

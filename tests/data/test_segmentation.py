@@ -30,6 +30,8 @@ NO_PART = "no polygon part of three finite points"
     pytest.param([{"x": x, "y": y} for x, y in PAIRS], [FLAT], id="points with x and y"),
     pytest.param([[{"x": x, "y": y} for x, y in PAIRS]] * 2, [FLAT, FLAT], id="two parts of points"),
     pytest.param({"x": FLAT[::2], "y": FLAT[1::2]}, [FLAT], id="all x, all y"),
+    pytest.param([[pair] for pair in PAIRS], [FLAT], id="an OpenCV contour"),
+    pytest.param([[[pair] for pair in PAIRS]] * 2, [FLAT, FLAT], id="two OpenCV contours"),
     pytest.param([[x, y, 2] for x, y in PAIRS], [FLAT], id="points of three numbers"),
     pytest.param(json.dumps([FLAT]), [FLAT], id="as text"),
     pytest.param(f" {json.dumps(PAIRS)}", [FLAT], id="pairs as text"),
@@ -104,6 +106,7 @@ def test_what_the_export_marks_as_a_box_is_one(mark: dict):
 
 def test_box_polygon():
     assert box_polygon(BOX) == FLAT
+    assert box_polygon([BOX]) == box_polygon(dict(zip(("x", "y", "width", "height"), BOX))) == FLAT
     for bbox in (None, [1, 2, 3], [1, 2, 0, 4], [1, 2, -3, 4], [1, 2, 3, float("nan")], "1234"):
         with pytest.raises(AnnotationError, match="neither an outline nor a box"):
             box_polygon(bbox)
