@@ -5,6 +5,7 @@ paths counts, down to the base name alone; but no file is given to an entry that
 entries of different names.
 """
 
+import functools
 import re
 import unicodedata
 from collections import Counter, defaultdict
@@ -49,9 +50,16 @@ class PhotoFolder:
         self.files = source_files(folder, output_dir, notes=notes)
         self.known = set(self.files)
         self.above = _plain(self.root.parts)
-        self.by_name: dict[str, list[PurePosixPath]] = defaultdict(list)
+
+    @functools.cached_property
+    def by_end(self) -> dict[Parts, list[PurePosixPath]]:
+        """The files by their base names, and by these with the folder they lie in: ("a.jpg",), ("cam1", "a.jpg")."""
+        ends = defaultdict(list)
         for path in self.files:
-            self.by_name[_plain(path.parts[-1:])[0]].append(path)
+            end = (*self.above[-1:], *_plain(path.parts[-2:]))[-2:]
+            ends[end].append(path)
+            ends[end[-1:]].append(path)
+        return dict(ends)
 
 
 @dataclass(frozen=True)
@@ -68,11 +76,15 @@ class _Match:
     """A file for an entry of `source`. `strength`: how much of the two paths agrees."""
     path: PurePosixPath
     source: str
-    parts: Parts                 # of the entry's name, spelt plainly
+    parts: Parts                 # of the entry's name, spelt plainly; of an exact one no matter
     strength: float
     diverges: bool = False       # both paths go on, with different folders
 
     EXACT = float("inf")
+
+    @property
+    def is_exact(self) -> bool:
+        return self.strength == self.EXACT
 
 
 def find_photos(entries: Sequence[Entry], notes: Counter) -> list[PurePosixPath | PhotoError]:
@@ -101,9 +113,9 @@ def _match(entry: Entry, several: str) -> _Match:
     for name in _spellings(entry.name):
         path = PurePosixPath(name.replace("\\", "/"))
         if path in folder.known:
-            return _Match(_same_name_in_split(path, entry), entry.source, _plain(path.parts), _Match.EXACT)
+            return _Match(_same_name_in_split(path, entry), entry.source, (), _Match.EXACT)
         parts = _plain(part for part in path.parts if part not in ("/", "..", "."))
-        candidates = folder.by_name.get(parts[-1], []) if parts else []
+        candidates = folder.by_end.get(parts[-2:]) or folder.by_end.get(parts[-1:])
         if candidates:
             return _best(candidates, parts, entry, several)
     raise PhotoError(PHOTO_MISSING, _shown(entry.name), nowhere=True)
@@ -113,7 +125,7 @@ def _same_name_in_split(path: PurePosixPath, entry: Entry) -> PurePosixPath:
     """`path`, or for a bare name its namesake in the folder of the entry's split, where there is one."""
     if not entry.split or len(path.parts) > 1:
         return path
-    namesakes = [other for other in entry.folder.by_name[_plain(path.parts)[0]]
+    namesakes = [other for other in entry.folder.by_end[_plain(path.parts)]
                  if split_of_folders(other.parts[:-1]) == entry.split]
     return namesakes[0] if len(namesakes) == 1 else path
 
@@ -138,21 +150,24 @@ def _best(candidates: Sequence[PurePosixPath], parts: Parts, entry: Entry, sever
 def _withdraw(entries: Sequence[Entry], found: list[_Match | PhotoError]) -> None:
     """Take back the matches that are not the entry's own: a file that another entry names better, names otherwise, or
     names in another JSON file too, without its folder, or a file in a folder where others name files exactly."""
-    claims: dict[Path, list[_Match]] = defaultdict(list)
+    doubtful = [index for index, match in enumerate(found) if isinstance(match, _Match) and not match.is_exact]
+    if not doubtful:
+        return
+    claims: dict[str, list[_Match]] = defaultdict(list)
     named_folders = set()
     for entry, match in zip(entries, found):
         if isinstance(match, _Match):
-            claims[entry.folder.root / match.path].append(match)
-            if match.strength == _Match.EXACT and len(match.path.parts) > 1:
-                named_folders.add((entry.folder.root / match.path).parent)
-    for index, (entry, match) in enumerate(zip(entries, found)):
-        if not isinstance(match, _Match) or match.strength == _Match.EXACT:
-            continue
-        path = entry.folder.root / match.path
-        strongest = max(claim.strength for claim in claims[path])
-        rivals = [claim for claim in claims[path] if claim.strength == strongest]
+            claims[f"{entry.folder.root}/{match.path}"].append(match)
+            if match.is_exact and len(match.path.parts) > 1:
+                named_folders.add(f"{entry.folder.root}/{match.path.parent}")
+    for index in doubtful:
+        entry, match = entries[index], found[index]
+        rivals = claims[f"{entry.folder.root}/{match.path}"]
+        strongest = max(rival.strength for rival in rivals)
+        rivals = [rival for rival in rivals if rival.strength == strongest]
         names, sources = {rival.parts for rival in rivals}, {rival.source for rival in rivals}
-        if match.strength < strongest or len(names) > 1 or (match.diverges and path.parent in named_folders):
+        in_named_folder = match.diverges and f"{entry.folder.root}/{match.path.parent}" in named_folders
+        if match.strength < strongest or len(names) > 1 or in_named_folder:
             found[index] = PhotoError(PHOTO_MISSING, f"{_shown(entry.name)}; {match.path} is another entry's photo")
         elif len(sources) > 1 and len(match.parts) < len(match.path.parts):
             found[index] = PhotoError(SHARED_FALLBACK, f"{_shown(entry.name)}: {match.path}")
