@@ -12,7 +12,8 @@ writes  processed_dataset/Class_<id>_<name>/images/<photo>_<n>.png   each object
         processed_dataset/conversion_report.csv   every annotation that was skipped, with the reason
         processed_dataset/preview.jpg             some of the crops with their masks' outlines
 
-The split (train, val, test) is taken from the JSON file's name or folder. Next: Create_csv.py.
+The split (train, val, test) is taken from the name of the JSON file, the folders in file_name or those the photos lie in.
+Next: Create_csv.py.
 """
 
 import argparse
@@ -38,8 +39,8 @@ from sam_lora.data.listed_photos import (
     PhotoFolder,
     find_photos,
     photo_frame,
+    split_named,
     split_of_folders,
-    split_words,
 )
 from sam_lora.data.names import class_folder_names, clean_name, merge_same_names, printable
 from sam_lora.data.segmentation import (
@@ -113,7 +114,7 @@ class CocoFile:
     path: Path
     images_dir: Path
     split: str                # by its own name; "" where that says none
-    folder_split: str         # by its folder's or the photos'
+    folder_split: str = ""    # by its folder's or the photos'
     categories: dict[str, str] = field(default_factory=dict)        # id -> name
     images: list[dict] = field(default_factory=list)
     annotations: list = field(default_factory=list)
@@ -150,7 +151,7 @@ def read_coco_json(path: Path, images_dir: Path) -> CocoFile:
             name = category.get("name")
             categories.setdefault(key, clean_name(name) or f"category_{key}")
     images = [image for image in data["images"] if isinstance(image, dict)]
-    return CocoFile(path, images_dir, *split_of(path, images_dir), categories, images, data["annotations"])
+    return CocoFile(path, images_dir, split_named(path.stem), "", categories, images, data["annotations"])
 
 
 def slim(entry: dict) -> dict:
@@ -181,15 +182,19 @@ def _packed(values: object) -> object:
         return values
 
 
-def split_of(path: Path, images_dir: Path) -> tuple[str, str]:
-    """The split, train, val or test, that the JSON file's name tells, and that its folder's or the photos' does.
+def name_folder_splits(files: Sequence[CocoFile]) -> None:
+    """Set each file's split by the name of its folder or its photos', or of the one above: train/images.
 
-    Each "" where there is none, or several.
+    Only names that tell the files apart count: a project called "test" says nothing of its data.
     """
-    texts = (path.stem, path.resolve().parent.name, images_dir.resolve().name)
-    splits = [{*split_words(text).values()} - {""} for text in texts]
-    own, *around = [found.pop() if len(found) == 1 else "" if not found else None for found in splits]
-    return own or "", next((split for split in around if split != ""), "") or ""
+    folders = [(file.path.resolve().parent, file.images_dir.resolve()) for file in files]
+    folders = [(*places, *(place.parent for place in places)) for places in folders]
+    for same_place in zip(*folders):
+        splits = [split_named(folder.name) for folder in same_place]
+        if len({*splits}) > 1:
+            for file, split in zip(files, splits):
+                file.folder_split = split
+            return
 
 
 def id_text(value: object) -> str:
@@ -317,13 +322,13 @@ class Listing:
         self.root = Path(os.path.commonpath([str(key) for key in folders]))
         self.photos: dict[tuple[Path, str], Photo] = {}
         self.ids: dict[Path, dict[Path, list[str]]] = defaultdict(lambda: defaultdict(list))  # photo -> file -> ids
-        self.names_tell = self.folders_tell = False  # are the files, or their folders, of different splits?
+        self.names_tell = False  # are the files named for different splits?
 
     def read(self, files: Sequence[CocoFile]) -> list[dict[str, PhotoOrError]]:
         """{image id: photo, or why there is none} of each file. Raises UserError where most photos are missing."""
         names = [_photo_names(file) for file in files]
         self.names_tell = len({file.split for file in files}) > 1
-        self.folders_tell = len({file.folder_split for file in files}) > 1
+        name_folder_splits(files)
         splits = [file.split or file.folder_split for file in files]
         assumed = "train" if {"val", "test"} & {*splits} and "train" not in splits else ""
         entries = [Entry(name, self.folders[file.images_dir.resolve()], str(file.path), split or assumed)
@@ -372,7 +377,7 @@ class Listing:
                 self.notes[f"{file.path}: a photo in a folder of another split than this file's name has; it is "
                            f"{file.split}"] += 1
             return file.split
-        return named or lies_in or file.split or (file.folder_split if self.folders_tell else "")
+        return named or lies_in or file.split or file.folder_split
 
     def _name_rest_train(self) -> None:
         """Where the data set names val or test but no train, what it does not name is train."""

@@ -26,10 +26,11 @@ from data_set_builder import (
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from process_coco_dataset import get_args_parser, main, object_classes, split_of
+from process_coco_dataset import CocoFile, get_args_parser, main, name_folder_splits, object_classes
 from sam_lora import cli
 from sam_lora.data.conversion_report import ConversionReport
 from sam_lora.data.imaging import load_image, load_mask
+from sam_lora.data.listed_photos import split_named
 from sam_lora.errors import UserError
 
 TRIANGLE = [20, 10, 60, 10, 60, 30]
@@ -179,14 +180,20 @@ def test_classes():
     assert classes_of() == {}
 
 
-@pytest.mark.parametrize(("path", "images_dir", "own", "around"), [
-    ("annotations/instances_train2017.json", "images", "train", ""),
-    ("valid/_annotations.coco.json", "valid", "", "val"), ("x/coco.json", "test2017", "", "test"),
-    ("x/train_val.json", "images", "", ""), ("x/coco.json", "images", "", ""),
-    ("train/contest.json", "images", "", "train"), ("train_val/x.json", "test", "", ""),
-    ("val/train.json", "test", "train", "val")])
-def test_split_of(path: str, images_dir: str, own: str, around: str):
-    assert split_of(Path("/data") / path, Path("/data") / images_dir) == (own, around)
+@pytest.mark.parametrize(("paths", "images_dirs", "splits"), [
+    (["annotations/instances_train2017.json"], ["images"], ["train"]),
+    (["train/_annotations.coco.json", "valid/_annotations.coco.json"], ["train", "valid"], ["train", "val"]),
+    (["x/a.json", "x/b.json"], ["train2017", "test2017"], ["train", "test"]),
+    (["test/a.json", "test/b.json"], ["train/images", "val/images"], ["train", "val"]),
+    (["train/labels/a.json", "test/labels/a.json"], ["images", "images"], ["train", "test"]),
+    (["cracks_train/a.json", "cracks_val/a.json"], ["images", "images"], ["train", "val"]),
+    (["x/train_val.json", "x/b.json"], ["images", "val"], ["", "val"]), (["train/contest.json"], ["images"], [""]),
+    (["test/a.json", "test/b.json"], ["images", "images"], ["", ""])])
+def test_splits_of_files(tmp_path: Path, paths: list[str], images_dirs: list[str], splits: list[str]):
+    files = [CocoFile(tmp_path / path, tmp_path / folder, split_named((tmp_path / path).stem))
+             for path, folder in zip(paths, images_dirs)]
+    name_folder_splits(files)
+    assert [file.split or file.folder_split for file in files] == splits
 
 
 # ---- bad input --------------------------------------------------------------------------------------------

@@ -181,6 +181,14 @@ def test_same_names_without_a_split_need_a_folder_for_each_file(tmp_path: Path):
     assert manifest.source_image.tolist() == ["a/f0.png", "a/f1.png", "b/f0.png", "b/f1.png"]
 
 
+def test_the_folders_given_for_the_photos_name_the_splits(tmp_path: Path):
+    split_set(tmp_path, ("train/images", "val/images"))
+    files = [listing(tmp_path / f"task_{number}.json", *FRAMES) for number in (1, 2)]
+    manifest = run_coco(tmp_path / "out", "--coco_json", *files, "--images_dir", *(
+        tmp_path / split / "images" for split in ("train", "val")))
+    assert splits(manifest) == ["train", "train", "val", "val"]
+
+
 def test_a_files_name_goes_before_its_photos_folders(tmp_path: Path, capsys: pytest.CaptureFixture):
     """LVIS's validation photos lie in train2017."""
     split_set(tmp_path, ("train2017", "val2017"))

@@ -176,14 +176,20 @@ def _withdraw(entries: Sequence[Entry], found: list[_Match | PhotoError]) -> Non
 def split_of_folders(folders: Sequence[str]) -> str:
     """train, val or test by the innermost of `folders` that is named for one (Train, val2017, test_images); else ""."""
     for folder in reversed(folders):
-        words = split_words(folder)
+        words = _split_words(folder)
         splits = {*words.values()} - {""}
         if len(splits) == 1 and all(split or word in LAYOUT_WORDS for word, split in words.items()):
             return splits.pop()
     return ""
 
 
-def split_words(text: str) -> dict[str, str]:
+def split_named(text: str) -> str:
+    """train, val or test where just one of them is among the words of `text`; else ""."""
+    splits = {*_split_words(text).values()} - {""}
+    return splits.pop() if len(splits) == 1 else ""
+
+
+def _split_words(text: str) -> dict[str, str]:
     """{word in `text`, lower case: the split it names or ""}: train_images, TrainImages, trainset, train2017."""
     words = [word.casefold() for word in re.findall("[A-Z]?[a-z]+|[A-Z]+", text)]
     return {word: normalise_split(word) or normalise_split(word.removesuffix("set")) for word in words}
