@@ -12,45 +12,63 @@ writes  processed_dataset/Class_<id>_<name>/images/<photo>_<n>.png   each object
         processed_dataset/conversion_report.csv   every annotation that was skipped, with the reason
         processed_dataset/preview.jpg             some of the crops with their masks' outlines
 
-The split (train, val, test) is taken from the JSON file's name or folder. Next: Create_csv.py.
+The split (train, val, test) is taken from the name of the JSON file, the folders in file_name or those the photos lie in.
+Next: Create_csv.py.
 """
 
 import argparse
+import hashlib
 import json
-import math
 import os
 import re
-import unicodedata
 from array import array
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from time import perf_counter
-from urllib.parse import unquote
 
 from sam_lora import cli
 from sam_lora.data import class_folders
+from sam_lora.data.boxes import note_boxes
 from sam_lora.data.class_folders import CropSettings
-from sam_lora.data.conversion_report import BOX_ONLY, PHOTO_MISSING, PHOTO_UNREADABLE, ConversionReport
-from sam_lora.data.names import class_folder_names, clean_name, merge_same_names, normalise_split, printable
-from sam_lora.data.sources import ObjectClass, SourceImage, SourceObject, source_files
+from sam_lora.data.conversion_report import PHOTO_MISSING, TWICE, ConversionReport
+from sam_lora.data.listed_photos import (
+    Entry,
+    PhotoError,
+    PhotoFolder,
+    find_photos,
+    photo_frame,
+    split_named,
+    split_of_folders,
+)
+from sam_lora.data.names import class_folder_names, clean_name, merge_same_names, printable
+from sam_lora.data.segmentation import (
+    BOX_MARKS,
+    AnnotationError,
+    Outline,
+    box_or_none,
+    is_fraction,
+    read_outline,
+)
+from sam_lora.data.sources import ObjectClass, SourceImage, SourceObject
 from sam_lora.errors import UserError
 
 CROWD_EXPORT = 0.9      # CVAT marks every mask drawn by brush or SAM as iscrowd: then the flag means nothing
+NAME_KEYS = ("file_name", "coco_url", "path", "url", "flickr_url")   # of an image: the first there is names its photo
 KEPT_KEYS = frozenset({"images", "annotations", "categories",
-                       "id", "file_name", "width", "height",                                    # of an image
+                       "id", "width", "height", *NAME_KEYS,                                     # of an image
                        "image_id", "category_id", "iscrowd", "bbox", "segmentation",            # of an annotation
                        "caption", "segments_info",                                              # of another kind
+                       *BOX_MARKS,
                        "size", "counts",                                                        # of an RLE
+                       "x", "y",                                                                # of a polygon's point
                        "name"})                                                                 # of a category
-FAR = 1e15              # beyond it a coordinate is as good as infinite
+FRACTIONS_EXPORT = 0.9  # of a file's outlines, or boxes, within 0..1: then these are fractions
 
 CROWD = "iscrowd (--crowd keep takes it)"
-SIZE_DIFFERS = "photo of another shape than width and height in the JSON"
-PART_DROPPED = "a polygon part was dropped: under three points, an odd count or no finite number"
-SCALED = "a photo's size differs from the JSON's: its annotations were scaled"
-STORED_FRAME = "a photo's annotations refer to it as stored, before its EXIF rotation: it was not rotated"
+FRACTION_AMONG_PIXELS = "all coordinates within 0..1, while the file's others are pixels"
+NO_IMAGE = "image_id that no image has"
 
 
 def get_args_parser() -> argparse.ArgumentParser:
@@ -95,7 +113,8 @@ class CocoFile:
     """A COCO JSON file as far as it is sound. Ids are text: some tools write "12", some 12."""
     path: Path
     images_dir: Path
-    split: str
+    split: str                # by its own name; "" where that says none
+    folder_split: str = ""    # by its folder's or the photos'
     categories: dict[str, str] = field(default_factory=dict)        # id -> name
     images: list[dict] = field(default_factory=list)
     annotations: list = field(default_factory=list)
@@ -132,7 +151,7 @@ def read_coco_json(path: Path, images_dir: Path) -> CocoFile:
             name = category.get("name")
             categories.setdefault(key, clean_name(name) or f"category_{key}")
     images = [image for image in data["images"] if isinstance(image, dict)]
-    return CocoFile(path, images_dir, split_of(path, images_dir), categories, images, data["annotations"])
+    return CocoFile(path, images_dir, split_named(path.stem), "", categories, images, data["annotations"])
 
 
 def slim(entry: dict) -> dict:
@@ -147,6 +166,9 @@ def slim(entry: dict) -> dict:
             else _packed(outline)
     if "counts" in kept:
         kept["counts"] = _packed(kept["counts"])
+    attributes = entry.get("attributes")
+    if isinstance(attributes, dict):
+        kept |= {mark: attributes[mark] for mark in BOX_MARKS if mark in attributes}
     return kept
 
 
@@ -160,13 +182,19 @@ def _packed(values: object) -> object:
         return values
 
 
-def split_of(path: Path, images_dir: Path) -> str:
-    """train, val or test, by the JSON file's name, else its folder's, else the photos' folder's; else ""."""
-    for text in (path.stem, path.resolve().parent.name, images_dir.resolve().name):
-        splits = {normalise_split(word) for word in re.findall("[a-z]+", text.lower())} - {""}
-        if splits:
-            return splits.pop() if len(splits) == 1 else ""
-    return ""
+def name_folder_splits(files: Sequence[CocoFile]) -> None:
+    """Set each file's split by the name of its folder or its photos', or of the one above: train/images.
+
+    Only names that tell the files apart count: a project called "test" says nothing of its data.
+    """
+    folders = [(file.path.resolve().parent, file.images_dir.resolve()) for file in files]
+    folders = [(*places, *(place.parent for place in places)) for places in folders]
+    for same_place in zip(*folders):
+        splits = [split_named(folder.name) for folder in same_place]
+        if len({*splits}) > 1:
+            for file, split in zip(files, splits):
+                file.folder_split = split
+            return
 
 
 def id_text(value: object) -> str:
@@ -239,52 +267,22 @@ def note_shared_names(files: Sequence[CocoFile], report: ConversionReport) -> No
 
 # ---- photos -----------------------------------------------------------------------------------------------
 
-class PhotoFolder:
-    """The photos in one folder, found by the file_name of a COCO file."""
-
-    def __init__(self, folder: Path, output_dir: Path, notes: Counter):
-        self.folder = folder
-        self.files = source_files(folder, output_dir, notes=notes)
-        self.known = set(self.files)
-        self.by_name = defaultdict(list)
-        for path in self.files:
-            self.by_name[self._plain(path)].append(path)
-
-    @staticmethod
-    def _plain(path: PurePosixPath) -> str:
-        return unicodedata.normalize("NFC", path.name).casefold()  # macOS writes accents as separate characters
-
-    def find(self, file_name: str) -> PurePosixPath | None:
-        """The file below the folder; by its base name where the path is not here (another machine's, a URL, ../).
-
-        None where there is none. Raises ValueError, the reason, where several have that name.
-        """
-        for name in dict.fromkeys((file_name, unquote(file_name))):
-            path = PurePosixPath(name.replace("\\", "/"))
-            if path in self.known:
-                return path
-            same = self.by_name.get(self._plain(path), [])
-            if len(same) == 1:
-                return same[0]
-            if same:
-                raise ValueError("several photos have that file name")
-        return None
-
-
 @dataclass
 class Photo:
     """A photo while its annotations are gathered; otherwise as `SourceImage`."""
     path: Path
     name: str
     split: str
+    size_wh: tuple[int, int]
     frame_wh: tuple[float, float] | None
     upright: bool
     label_file: str
     objects: list[SourceObject] = field(default_factory=list)
     annotations: int = 0     # of this photo, the skipped ones too
+    outlines: set[bytes] = field(default_factory=set)        # digests of the objects' classes and outlines
 
 
-PhotoOrReason = Photo | str  # the reason why there is none
+PhotoOrError = Photo | PhotoError  # the reason why there is none
 
 
 def read_images(files: Sequence[CocoFile], keep_crowd: bool, boxes: bool, report: ConversionReport, output_dir: Path
@@ -293,99 +291,164 @@ def read_images(files: Sequence[CocoFile], keep_crowd: bool, boxes: bool, report
     note_shared_names(files, report)
     folders = {key: PhotoFolder(folder, output_dir, report.notes)
                for key, folder in {file.images_dir.resolve(): file.images_dir for file in files}.items()}
-    root = Path(os.path.commonpath([str(key) for key in folders]))
-    photos: dict[tuple[Path, str], Photo] = {}
+    listing = Listing(folders, report.notes)
+    photos_of_files = listing.read(files)
     uses: Counter = Counter()
-    missing = unusable = 0
-    for file in files:
-        photo_of_id = _find_photos(file, folders[file.images_dir.resolve()], root, photos, report.notes)
-        reasons = [reason for reason in photo_of_id.values() if isinstance(reason, str)]
-        missing += reasons.count(PHOTO_MISSING)
-        unusable += len(reasons) - reasons.count(PHOTO_MISSING)
+    for file, photo_of_id in zip(files, photos_of_files):
         _add_annotations(file, photo_of_id, keep_crowd, boxes, uses, report)
-    listed = {photo.path.resolve() for photo in photos.values()}
+    photos = listing.photos.values()
+    reasons = [error.reason for photo_of_id in photos_of_files for error in photo_of_id.values()
+               if isinstance(error, PhotoError)]
+    missing = sum(reason == PHOTO_MISSING for reason in reasons)
+    listed = {photo.path.resolve() for photo in photos}
     on_disk = {(folder.folder / path).resolve() for folder in folders.values() for path in folder.files}
-    with_objects = sum(bool(photo.objects) for photo in photos.values())
-    background = sum(photo.annotations == 0 for photo in photos.values())
+    with_objects = sum(bool(photo.objects) for photo in photos)
+    background = sum(photo.annotations == 0 for photo in photos)
     report.photos = {"with objects": with_objects,
                      "with skipped annotations only": len(photos) - with_objects - background,
-                     "background": background, "missing": missing, "unusable": unusable,
+                     "background": background, "missing": missing, "unusable": len(reasons) - missing,
                      "on disk but not used": len(on_disk - listed)}
+    note_boxes((item for photo in photos for item in photo.objects), report.notes)
     images = [SourceImage(photo.path, photo.name, photo.split, photo.objects, photo.label_file, photo.frame_wh,
-                          photo.upright, background=not photo.annotations) for photo in photos.values()]
+                          photo.upright, background=not photo.annotations) for photo in photos]
     return images, object_classes(uses, report)
 
 
-def _find_photos(file: CocoFile, folder: PhotoFolder, root: Path, photos: dict[tuple[Path, str], Photo],
-                 notes: Counter) -> dict[str, PhotoOrReason]:
-    """{image id: photo, or the reason why there is none}; adds to `photos`. Raises UserError if most are missing."""
-    photo_of_id: dict[str, PhotoOrReason] = {}
-    file_names: dict[str, object] = {}
-    lost = []
-    for image in file.images:
-        key, file_name = id_text(image.get("id")), image.get("file_name")
-        if key in photo_of_id:
-            if file_name != file_names[key]:  # which of the two the annotations mean, nobody can tell
-                photo_of_id[key] = "image id of two different photos"
-            continue
-        file_names[key] = file_name
+class Listing:
+    """The photos that the files list, each once for every split it is in."""
+
+    def __init__(self, folders: dict[Path, PhotoFolder], notes: Counter):
+        self.folders, self.notes = folders, notes
+        self.root = Path(os.path.commonpath([str(key) for key in folders]))
+        self.photos: dict[tuple[Path, str], Photo] = {}
+        self.ids: dict[Path, dict[Path, list[str]]] = defaultdict(lambda: defaultdict(list))  # photo -> file -> ids
+        self.names_tell = False  # are the files named for different splits?
+
+    def read(self, files: Sequence[CocoFile]) -> list[dict[str, PhotoOrError]]:
+        """{image id: photo, or why there is none} of each file. Raises UserError where most photos are missing."""
+        names = [_photo_names(file) for file in files]
+        self.names_tell = len({file.split for file in files}) > 1
+        name_folder_splits(files)
+        splits = [file.split or file.folder_split for file in files]
+        assumed = "train" if {"val", "test"} & {*splits} and "train" not in splits else ""
+        entries = [Entry(name, self.folders[file.images_dir.resolve()], str(file.path), split or assumed)
+                   for file, split, name_of_id in zip(files, splits, names)
+                   for name in name_of_id.values() if isinstance(name, str)]
+        found = iter(zip(entries, find_photos(entries, self.notes)))
+        photos_of_files = []
+        for file, name_of_id in zip(files, names):
+            size_of_id = {id_text(image.get("id")): (image.get("width"), image.get("height"))
+                          for image in reversed(file.images)}
+            photos_of_files.append({key: name if isinstance(name, PhotoError)
+                                    else self._photo(file, key, *next(found), size_of_id[key])
+                                    for key, name in name_of_id.items()})
+            _refuse_wrong_folder(file, name_of_id, photos_of_files[-1])
+        self._name_rest_train()
+        self._note_shared_photos()
+        return photos_of_files
+
+    def _photo(self, file: CocoFile, key: str, entry: Entry, path: PurePosixPath | PhotoError, size: tuple
+               ) -> PhotoOrError:
+        if isinstance(path, PhotoError):
+            return path
+        full = entry.folder.folder / path
+        split = self._split(file, entry.name, path)
         try:
-            path = folder.find(file_name) if isinstance(file_name, str) else None
-            if path is None:
-                lost.append(file_name)
-                raise ValueError(PHOTO_MISSING)
-            full = folder.folder / path
-            frame_wh, upright = photo_frame(full, image.get("width"), image.get("height"), notes)
-            name = (folder.folder.resolve() / path).relative_to(root).as_posix()
-            photo = Photo(full, name, file.split, frame_wh, upright, str(file.path))
-            known = photos.setdefault((full.resolve(), file.split), photo)
-            if (known.frame_wh, known.upright) != (frame_wh, upright):
-                raise ValueError("photo listed twice with different sizes")
-            photo_of_id[key] = known
-        except ValueError as error:
-            photo_of_id[key] = str(error)
-    if len(lost) * 2 > len(file.images):
-        raise UserError(f"{file.path}: {len(lost)} of {len(file.images)} photos are not in {file.images_dir}, e.g. "
-                        f"{lost[0]}; give their folder with --images_dir")
-    return photo_of_id
+            size_wh, frame_wh, upright = photo_frame(full, *size, self.notes)
+        except PhotoError as error:
+            return PhotoError(error.reason, f"{path}: {error.detail}" if error.detail else str(path))
+        name = (entry.folder.root / path).relative_to(self.root).as_posix()
+        photo = self.photos.setdefault((full.resolve(), split),
+                                       Photo(full, name, split, size_wh, frame_wh, upright, str(file.path)))
+        if (photo.frame_wh, photo.upright) != (frame_wh, upright):
+            return PhotoError("photo listed twice with different sizes", str(path))
+        self.ids[photo.path][file.path].append(key)
+        return photo
+
+    def _split(self, file: CocoFile, name: str, path: PurePosixPath) -> str:
+        """A photo's split by the folders in its file_name, else by those it lies in, else by its file's name or folder.
+
+        Where the files are named for different splits, that goes first: LVIS's validation photos lie in train2017.
+        """
+        named = split_of_folders(PurePosixPath(name.replace("\\", "/")).parts[:-1])
+        lies_in = split_of_folders(path.parts[:-1])
+        if self.names_tell and file.split:
+            if {named, lies_in} - {"", file.split}:
+                self.notes[f"{file.path}: a photo in a folder of another split than this file's name has; it is "
+                           f"{file.split}"] += 1
+            return file.split
+        return named or lies_in or file.split or file.folder_split
+
+    def _name_rest_train(self) -> None:
+        """Where the data set names val or test but no train, what it does not name is train."""
+        splits = {photo.split for photo in self.photos.values()}
+        if "" not in splits or "train" in splits or len(splits) == 1:
+            return
+        rest = [photo for photo in self.photos.values() if not photo.split]
+        for photo in rest:
+            photo.split = "train"
+        others = " and ".join(sorted(splits - {""}))
+        self.notes[f"{_photos(rest)} without a named split beside others of {others}: taken as train"] += 1
+
+    def _note_shared_photos(self) -> None:
+        """One note on photos under several image ids of a file, one on photos in several files."""
+        several = [(path, ids) for path, files in self.ids.items() for ids in files.values() if len(ids) > 1]
+        if several:
+            path, ids = several[0]
+            self.notes[f"{_photos(several)} under several image ids, e.g. {path.name} ({', '.join(ids[:5])}): taken as "
+                       "one photo with all their annotations"] += 1
+        shared = [(path, files) for path, files in self.ids.items() if len(files) > 1]
+        if shared:
+            path, files = shared[0]
+            names = ", ".join(str(file) for file in [*files][:3])
+            self.notes[f"{_photos(shared)} in several JSON files, e.g. {path.name} in {names}; if these are different "
+                       "pictures of one name, give one --images_dir for each JSON file"] += 1
 
 
-def photo_frame(path: Path, width: object, height: object, notes: Counter
-                ) -> tuple[tuple[float, float] | None, bool]:
-    """(size of the frame that the annotations are in, None for the photo's own; whether that is the upright photo).
+def _photos(counted: Sequence) -> str:
+    return "1 photo" if len(counted) == 1 else f"{len(counted)} photos"
 
-    `width` and `height` as the JSON has them. Raises ValueError, the reason, for a photo of another shape or a broken
-    one.
-    """
-    from sam_lora.data.geometry import same_aspect
-    from sam_lora.data.imaging import ImageError, image_size
-    try:
-        upright, stored = image_size(path), image_size(path, upright=False)
-    except ImageError:
-        raise ValueError(PHOTO_UNREADABLE) from None
-    if not (_is_number(width) and _is_number(height) and min(width, height) > 0):
-        return None, True
-    frame_wh = (width, height)
-    fits = [size == frame_wh for size in (upright, stored)]
-    if not any(fits):
-        fits = [same_aspect(frame_wh, size) for size in (upright, stored)]
-        if not any(fits):
-            raise ValueError(SIZE_DIFFERS)
-        notes[SCALED] += 1
-    if not fits[0]:
-        notes[STORED_FRAME] += 1
-    return frame_wh, fits[0]
+
+def _photo_names(file: CocoFile) -> dict[str, str | PhotoError]:
+    """{image id: name of its photo, or why it has none}."""
+    names: dict[str, str | PhotoError] = {}
+    for image in file.images:
+        key = id_text(image.get("id"))
+        name = next((image[place] for place in NAME_KEYS
+                     if isinstance(image.get(place), str) and image[place].strip()), None)
+        name = name or PhotoError(PHOTO_MISSING, f"image {key} has no file_name", nowhere=True)
+        if str(names.setdefault(key, name)) != str(name):  # which of the two is meant, nobody can tell
+            names[key] = PhotoError("image id of two different photos")
+    return names
+
+
+def _refuse_wrong_folder(file: CocoFile, names: dict[str, str | PhotoError], photo_of_id: dict[str, PhotoOrError]
+                         ) -> None:
+    """Raise UserError if most of a file's photos are nowhere in its folder."""
+    lost = [error for error in photo_of_id.values() if isinstance(error, PhotoError) and error.nowhere]
+    if len(lost) * 2 > len(names):
+        raise UserError(f"{file.path}: {len(lost)} of {len(names)} photos are not in {file.images_dir}, e.g. "
+                        f"{lost[0].detail}; give their folder with --images_dir")
 
 
 # ---- annotations ------------------------------------------------------------------------------------------
 
-class AnnotationError(ValueError):
-    """Why an annotation is not an object."""
+@dataclass(slots=True)
+class ReadAnnotation:
+    """An annotation with all that makes it an object."""
+    source_id: str
+    photo: Photo
+    index: int          # among its photo's annotations
+    category: str
+    outline: Outline
+    bbox: object
+    reason: str = ""    # why it is no object after all
 
 
-def _add_annotations(file: CocoFile, photo_of_id: dict[str, PhotoOrReason], keep_crowd: bool, boxes: bool,
+def _add_annotations(file: CocoFile, photo_of_id: dict[str, PhotoOrError], keep_crowd: bool, boxes: bool,
                      uses: Counter, report: ConversionReport) -> None:
     """Give each photo the objects of one file, and count the class and category of each in `uses`."""
+    read = []
     for position, annotation in enumerate(file.annotations):
         report.take()
         source_id = f"annotation at place {position}"
@@ -393,75 +456,70 @@ def _add_annotations(file: CocoFile, photo_of_id: dict[str, PhotoOrReason], keep
             if not isinstance(annotation, dict):
                 raise AnnotationError("not an annotation")
             source_id = f"annotation {id_text(annotation.get('id'))}" if id_text(annotation.get("id")) else source_id
-            photo = photo_of_id.get(id_text(annotation.get("image_id")) or None, "image_id that no image has")
-            if isinstance(photo, str):
-                raise AnnotationError(photo)
-            photo.annotations += 1
-            category = id_text(annotation.get("category_id"))
-            if category not in file.categories:
-                raise AnnotationError("category_id that no category has")
-            if is_crowd(annotation) and not keep_crowd:
-                raise AnnotationError(CROWD)
-            polygons, rle, is_rectangle = _outline(annotation, photo.frame_wh, boxes, report.notes)
+            read.append(_read_annotation(annotation, source_id, file, photo_of_id, keep_crowd, boxes, report.notes))
         except AnnotationError as error:
-            report.skip(str(file.path), source_id, str(error))
+            report.skip(str(file.path), source_id, error.reason, error.detail)
+    scale_fractions(read, report.notes)
+    for item in read:
+        name, outline = file.categories[item.category], item.outline
+        if reason := item.reason or (TWICE if _is_copy(item.photo, name, outline) else ""):
+            report.skip(str(file.path), item.source_id, reason)
             continue
-        name = file.categories[category]
-        uses[name, category] += 1
-        photo.objects.append(SourceObject(photo.annotations, source_id, name, polygons, rle, is_rectangle))
+        uses[name, item.category] += 1
+        item.photo.objects.append(SourceObject(item.index, item.source_id, name, outline.polygons, outline.rle,
+                                               outline.is_box, box_or_none(item.bbox)))
 
 
-def _outline(annotation: dict, frame_wh: tuple[float, float] | None, boxes: bool, notes: Counter
-             ) -> tuple[list[list[float]], dict | None, bool]:
-    """(polygons, RLE, whether the outline is only the bbox's); `boxes`: take such. Raises AnnotationError."""
-    polygons, rle = parse_segmentation(annotation.get("segmentation"), frame_wh, notes)
-    if polygons or rle is not None:
-        return polygons, rle, False
-    polygons = [box_polygon(annotation.get("bbox"))]
-    if not boxes:
-        raise AnnotationError(BOX_ONLY)
-    return polygons, None, True
+def _read_annotation(annotation: dict, source_id: str, file: CocoFile, photo_of_id: dict[str, PhotoOrError],
+                     keep_crowd: bool, boxes: bool, notes: Counter) -> ReadAnnotation:
+    """Raises AnnotationError."""
+    photo = photo_of_id.get(id_text(annotation.get("image_id")) or None) or PhotoError(NO_IMAGE)
+    if isinstance(photo, PhotoError):
+        raise AnnotationError(photo.reason, photo.detail)
+    photo.annotations += 1
+    category = id_text(annotation.get("category_id"))
+    if category not in file.categories:
+        raise AnnotationError("category_id that no category has")
+    if is_crowd(annotation) and not keep_crowd:
+        raise AnnotationError(CROWD)
+    outline = read_outline(annotation, photo.frame_wh, boxes, notes)
+    return ReadAnnotation(source_id, photo, photo.annotations, category, outline, annotation.get("bbox"))
 
 
-def parse_segmentation(segmentation: object, frame_wh: tuple[float, float] | None, notes: Counter
-                       ) -> tuple[list[list[float]], dict | None]:
-    """(polygons, each flat [x, y, …], finite, three points or more; or an RLE, not checked yet).
+def scale_fractions(read: Sequence[ReadAnnotation], notes: Counter) -> None:
+    """Where a file's coordinates are fractions of width and height, make them pixels of the frame.
 
-    Both empty where there is no segmentation. Unusable parts are dropped and noted. Raises AnnotationError.
+    Polygons and boxes by themselves: of either, nearly all must lie within 0..1. Where only some do, they get a reason.
     """
-    if isinstance(segmentation, list) and len(segmentation) == 1 and isinstance(segmentation[0], dict):
-        segmentation = segmentation[0]
-    if segmentation is None or segmentation in ([], {}, [[]], ""):
-        return [], None
-    if isinstance(segmentation, dict):
-        return [], segmentation
-    if not isinstance(segmentation, list | array):
-        raise AnnotationError("segmentation that is neither polygons nor RLE")
-    if all(map(_is_number, segmentation)):  # a polygon whose outer list is missing, or an RLE without its size
-        reach = max(frame_wh) * 1.5 if frame_wh else math.inf
-        if len(segmentation) % 2 or (frame_wh and sum(segmentation) == frame_wh[0] * frame_wh[1]) \
-                or max(segmentation) > reach:
-            raise AnnotationError("a plain list of numbers that looks like RLE counts")
-        segmentation = [segmentation]
-    polygons = [part for part in segmentation if isinstance(part, list | array) and len(part) >= 6
-                and len(part) % 2 == 0 and all(map(_is_number, part))]
-    if not polygons:
-        raise AnnotationError("no polygon part of three finite points")
-    if len(polygons) < len(segmentation):
-        notes[PART_DROPPED] += 1
-    return polygons, None
+    for boxes in (False, True):
+        items = [item for item in read if item.outline.polygons and item.outline.is_box == boxes]
+        fractions = [item for item in items if is_fraction(item.outline.polygons)]
+        if not fractions:
+            continue
+        if len(fractions) < FRACTIONS_EXPORT * len(items):
+            for item in fractions:
+                if max(map(max, item.outline.polygons)) <= 1:
+                    item.reason = FRACTION_AMONG_PIXELS
+            continue
+        for item in fractions:
+            width, height = item.photo.frame_wh or item.photo.size_wh
+            item.outline.polygons = [[number * (height if place % 2 else width) for place, number in enumerate(polygon)]
+                                     for polygon in item.outline.polygons]
+        notes[f"{len(fractions)} {'boxes' if boxes else 'outlines'} have all coordinates within 0..1: taken for "
+              "fractions of width and height"] += 1
 
 
-def box_polygon(bbox: object) -> list[float]:
-    """COCO's bbox [x, y, width, height] -> the four corners, flat. Raises AnnotationError."""
-    if not (isinstance(bbox, list) and len(bbox) == 4 and all(map(_is_number, bbox)) and min(bbox[2:]) > 0):
-        raise AnnotationError("neither an outline nor a box")
-    x, y, width, height = bbox
-    return [x, y, x + width, y, x + width, y + height, x, y + height]
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and -FAR < value < FAR
+def _is_copy(photo: Photo, class_name: str, outline: Outline) -> bool:
+    """Does the photo have that outline already, of the same class?"""
+    digest = hashlib.blake2b(f"{outline.is_box} {class_name}".encode(), digest_size=16)
+    for numbers in outline.polygons:
+        digest.update(array("d", numbers).tobytes() + b"|")
+    if outline.rle is not None:
+        size, counts = outline.rle.get("size"), outline.rle.get("counts")
+        digest.update(f"{size} {counts}".encode(errors="replace"))
+    known = digest.digest() in photo.outlines
+    photo.outlines.add(digest.digest())
+    return known
 
 
 if __name__ == "__main__":

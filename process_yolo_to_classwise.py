@@ -26,6 +26,7 @@ from time import perf_counter
 
 from sam_lora import cli
 from sam_lora.data import class_folders
+from sam_lora.data.boxes import note_boxes
 from sam_lora.data.class_folders import CropSettings
 from sam_lora.data.conversion_report import BOX_ONLY, PHOTO_MISSING, ConversionReport
 from sam_lora.data.names import class_folder_names, clean_name, merge_same_names, normalise_split
@@ -203,6 +204,7 @@ def read_images(root: Path, settings: dict, names: dict[int, str] | None, boxes:
     with_objects = sum(bool(image.objects) for image in images)
     report.photos = {"with objects": with_objects, "with skipped rows only": len(images) - with_objects - background,
                      "background": background, "missing": missing, "outside images/ ignored": ignored}
+    note_boxes((item for image in images for item in image.objects), report.notes)
     return images
 
 

@@ -141,7 +141,8 @@ def add_conversion(parser: argparse.ArgumentParser) -> None:
     crop.add_argument("--min_size", type=positive_int, default=10, metavar="PX",
                       help="skip objects whose box is smaller than this on both sides")
     crop.add_argument("--boxes", choices=("skip", "rectangle"), default="skip",
-                      help="objects that have a box but no outline: skip them, or use the box as the mask")
+                      help="objects that have a box but no outline, or that a COCO export marks as boxes: skip them, "
+                           "or use the box as the mask")
     shape = crop.add_mutually_exclusive_group()
     shape.add_argument("--no_crop", action="store_true",
                        help="keep whole photos (each written once) with one full-size mask per object")

@@ -26,12 +26,14 @@ from data_set_builder import (
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from process_coco_dataset import get_args_parser, main, object_classes, split_of
+from process_coco_dataset import CocoFile, get_args_parser, main, name_folder_splits, object_classes
 from sam_lora import cli
 from sam_lora.data.conversion_report import ConversionReport
 from sam_lora.data.imaging import load_image, load_mask
+from sam_lora.data.listed_photos import split_named
 from sam_lora.errors import UserError
 
+TRIANGLE = [20, 10, 60, 10, 60, 30]
 DATA = Path(__file__).parents[2] / "shared" / "data"
 
 
@@ -80,7 +82,8 @@ def test_three_files_become_class_folders(tmp_path: Path, capsys: pytest.Capture
 def test_images_dir_and_indices(tmp_path: Path):
     write_photo(tmp_path / "photos" / "sub" / "a.jpg")
     path = write_json(tmp_path / "instances_val2017.json",
-                      [annotation(segmentation=[]), annotation(), annotation(id=None), annotation(id="k")],
+                      [annotation(segmentation=[]), annotation(), annotation(id=None, segmentation=[TRIANGLE]),
+                       annotation(id="k", segmentation=[TRIANGLE[2:] + TRIANGLE[:2]])],
                       [image(file_name="sub\\a.jpg")])
     manifest = run_coco(tmp_path / "out", "--coco_json", path, "--images_dir", tmp_path / "photos")
     assert manifest[["image_path", "source_image", "source_split", "source_id"]].to_numpy().tolist() == [
@@ -99,7 +102,7 @@ def test_photos_are_found_by_their_base_name(tmp_path: Path, file_name: str):
 
 def test_percent_encoding_and_accents(tmp_path: Path):
     write_photo(tmp_path / "set" / "my é.jpg")
-    manifest, _ = run_coco_file(tmp_path, [annotation(), annotation(2)],
+    manifest, _ = run_coco_file(tmp_path, [annotation(), annotation(2, segmentation=[TRIANGLE])],
                            images=[image(file_name="my%20%C3%A9.jpg"), image(2, "my e\u0301.jpg")])
     assert manifest.source_image.tolist() == ["my é.jpg"] * 2 and manifest.image_path.nunique() == 2
 
@@ -127,7 +130,8 @@ def test_most_photos_missing_is_an_error(tmp_path: Path):
 
 def test_duplicate_image_ids_and_file_names(tmp_path: Path):
     write_photo(tmp_path / "set" / "b.jpg", 1)
-    manifest, skipped = run_coco_file(tmp_path, [annotation(1), annotation("2"), annotation(3)],
+    annotations = [annotation(1), annotation("2", segmentation=[TRIANGLE]), annotation(3)]
+    manifest, skipped = run_coco_file(tmp_path, annotations,
                                  images=[image(1), image(2), image(3, "b.jpg"), image("3", "a.jpg"), image(1)])
     assert manifest.mask_path.tolist() == ["Class_1_disc/masks/a_0001.png", "Class_1_disc/masks/a_0002.png"]
     assert skipped == {"image id of two different photos": 1}
@@ -176,12 +180,20 @@ def test_classes():
     assert classes_of() == {}
 
 
-@pytest.mark.parametrize(("path", "images_dir", "split"), [
-    ("annotations/instances_train2017.json", "images", "train"), ("valid/_annotations.coco.json", "valid", "val"),
-    ("x/coco.json", "test2017", "test"), ("x/train_val.json", "images", ""), ("x/coco.json", "images", ""),
-    ("train/contest.json", "images", "train")])
-def test_split_of(path: str, images_dir: str, split: str):
-    assert split_of(Path("/data") / path, Path("/data") / images_dir) == split
+@pytest.mark.parametrize(("paths", "images_dirs", "splits"), [
+    (["annotations/instances_train2017.json"], ["images"], ["train"]),
+    (["train/_annotations.coco.json", "valid/_annotations.coco.json"], ["train", "valid"], ["train", "val"]),
+    (["x/a.json", "x/b.json"], ["train2017", "test2017"], ["train", "test"]),
+    (["test/a.json", "test/b.json"], ["train/images", "val/images"], ["train", "val"]),
+    (["train/labels/a.json", "test/labels/a.json"], ["images", "images"], ["train", "test"]),
+    (["cracks_train/a.json", "cracks_val/a.json"], ["images", "images"], ["train", "val"]),
+    (["x/train_val.json", "x/b.json"], ["images", "val"], ["", "val"]), (["train/contest.json"], ["images"], [""]),
+    (["test/a.json", "test/b.json"], ["images", "images"], ["", ""])])
+def test_splits_of_files(tmp_path: Path, paths: list[str], images_dirs: list[str], splits: list[str]):
+    files = [CocoFile(tmp_path / path, tmp_path / folder, split_named((tmp_path / path).stem))
+             for path, folder in zip(paths, images_dirs)]
+    name_folder_splits(files)
+    assert [file.split or file.folder_split for file in files] == splits
 
 
 # ---- bad input --------------------------------------------------------------------------------------------
@@ -290,7 +302,9 @@ def test_real_data(tmp_path: Path, folder: str, total: int, skipped: dict[str, i
                  id="ids that only look like numbers"),
 ])
 def test_rules_of_categories(tmp_path: Path, categories: list, used: list, classes: set[str]):
-    manifest, _ = run_coco_file(tmp_path, [annotation(1, key) for key in used], categories=categories)
+    outlines = [[[x, 10, 60, 10, 60, 30]] for x in range(len(used))]
+    manifest, _ = run_coco_file(tmp_path, [annotation(1, key, outline) for key, outline in zip(used, outlines)],
+                                categories=categories)
     assert {path.name for path in (tmp_path / "out").iterdir() if path.is_dir()} == classes
     assert len(manifest) == len(used)
     assert set(json.loads((tmp_path / "out" / "classes.json").read_text(encoding="utf-8"))) == classes

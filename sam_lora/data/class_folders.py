@@ -101,6 +101,8 @@ def write_class_folders(images: Sequence[SourceImage], classes: Mapping[str, Obj
             for source_id, reason, detail in result.skipped:
                 report.skip(image.label_file, source_id, reason, detail)
             report.notes.update(result.notes)
+            for text, source_id in result.doubts:
+                report.doubt(text, source_id)
     report.close()
     if background:
         report.notes[f"{len(background)} {'tiles' if settings.tile else 'photos'} without objects are in "
@@ -137,11 +139,12 @@ def _write_classes(staging: Path, classes: Sequence[ObjectClass]) -> None:
 @dataclass
 class ImageResult:
     """`crops`: for each converted object its manifest rows, several where tiles cut it; `skipped`: (source_id, reason,
-    detail); `background`: whole photos or tiles without objects."""
+    detail); `background`: whole photos or tiles without objects; `doubts`: (what may be wrong, source_id)."""
     crops: list[list[ManifestRow]] = field(default_factory=list)
     skipped: list[tuple[str, str, str]] = field(default_factory=list)
     background: list[ManifestRow] = field(default_factory=list)
     notes: Counter = field(default_factory=Counter)
+    doubts: list[tuple[str, str]] = field(default_factory=list)
 
 
 class UnusableObject(ValueError):
@@ -155,7 +158,7 @@ class UnusableObject(ValueError):
 def convert_image(image: SourceImage, classes: Mapping[str, ObjectClass], settings: CropSettings,
                   staging: Path | None) -> ImageResult:
     """Read one photo, once, and write a crop and a mask for each of its objects."""
-    from sam_lora.data import geometry, imaging
+    from sam_lora.data import boxes, geometry, imaging
     result = ImageResult()
     try:
         pixels = imaging.load_image(image.path, image.upright, result.notes)
@@ -173,6 +176,8 @@ def convert_image(image: SourceImage, classes: Mapping[str, ObjectClass], settin
         except UnusableObject as error:
             result.skipped.append((item.source_id, error.reason, error.detail))
             continue
+        if doubt := boxes.doubt(item, box, image.frame_wh, (width, height)):
+            result.doubts.append((doubt, item.source_id))
         object_class, rows = classes[item.class_key], []
         for piece, piece_box, frame in pieces:
             image_path, mask_path = _crop_paths(image.stem, item.index, object_class.folder, frame, settings)
@@ -272,6 +277,8 @@ def _mask_of(item: SourceObject, frame_wh: tuple[float, float] | None, resolutio
             scale = (1.0, 1.0) if frame_wh is None else (width / frame_wh[0], height / frame_wh[1])
             polygons = [np.array(polygon, dtype=np.float64).reshape(-1, 2) * scale for polygon in item.polygons]
             outlined = geometry.polygons_to_mask(polygons, resolution_wh)
+    except UnusableObject:
+        raise
     except ValueError as error:
         raise UnusableObject(str(error)) from None
     if outlined is None:
@@ -286,7 +293,8 @@ def _mask_of_rle(encoded: dict, resolution_wh: tuple[int, int], notes: Counter) 
     from sam_lora.data import geometry, rle
     rle_height, rle_width = rle.rle_size(encoded)
     if (rle_width, rle_height) != resolution_wh and not geometry.same_aspect((rle_width, rle_height), resolution_wh):
-        raise ValueError(RLE_SIZE)  # before decoding: fifty bytes of RLE can hold a quarter of a gigabyte
+        # before decoding: fifty bytes of RLE can hold a quarter of a gigabyte
+        raise UnusableObject(RLE_SIZE, f"{rle_width} x {rle_height}, the photo {resolution_wh[0]} x {resolution_wh[1]}")
     mask = rle.rle_to_mask(encoded)
     if mask.shape[::-1] != resolution_wh:
         notes[RLE_RESIZED] += 1

@@ -14,6 +14,8 @@ REPORT_COLUMNS = ("source_file", "source_id", "reason", "detail")
 
 # reasons that both formats share
 BOX_ONLY = "only a box, no outline (--boxes rectangle takes it)"
+BOX_MARKED = "marked as a box by the export (--boxes rectangle takes it)"
+TWICE = "the same annotation twice"
 PHOTO_UNREADABLE = "photo cannot be read"
 PHOTO_MISSING = "photo not found"
 NO_PIXEL = "covers no pixel of the photo"
@@ -38,6 +40,7 @@ class ConversionReport:
     pieces: int = 0
     skipped: list[tuple[str, str, str, str]] = field(default_factory=list)   # REPORT_COLUMNS
     notes: Counter = field(default_factory=Counter)
+    doubts: dict[str, list] = field(default_factory=dict)    # text -> [count, first example]
     photos: dict[str, int] = field(default_factory=dict)     # "with objects": 12, in the order of printing
     classes: Counter = field(default_factory=Counter)        # class name -> pairs of image and mask
 
@@ -57,6 +60,10 @@ class ConversionReport:
         if self.strict:
             raise UserError(f"{source_file}: {source_id}: {reason}{f' ({detail})' if detail else ''}; --strict is on")
         self.skipped.append((printable(source_file), printable(source_id), reason, printable(detail)))
+
+    def doubt(self, text: str, example: str) -> None:
+        """Count one object that was converted, but may be wrong: what `text`, a plural, says of all such."""
+        self.doubts.setdefault(text, [0, printable(example)])[0] += 1
 
     def close(self) -> None:
         """Check that everything taken is a crop or a skip. Raises UserError if there is not a single crop."""
@@ -85,6 +92,8 @@ class ConversionReport:
             yield "classes: " + ", ".join(f"{name} {count}" for name, count in self.classes.items())
         for note, count in self.notes.items():
             yield f"note: {printable(note)}" + (f" ({count} times)" if count > 1 else "")
+        for text, (count, example) in self.doubts.items():
+            yield f"note: {count} {text}, e.g. {example}"
 
     def _reasons(self) -> Counter:
         return Counter(reason for _, _, reason, _ in self.skipped)

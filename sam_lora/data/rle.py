@@ -5,6 +5,7 @@ compressed text. Masks are (H, W) bool.
 """
 
 from array import array
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -17,6 +18,26 @@ def rle_to_mask(rle: dict) -> np.ndarray:
 
     Raises ValueError, its text the reason, for anything that pycocotools would crash on or decode to garbage.
     """
+    from pycocotools import mask as coco_mask
+    return np.ascontiguousarray(coco_mask.decode(_checked(rle))).view(bool)  # 0 or 1, as the sum was right
+
+
+def merge_rles(rles: Sequence[dict]) -> dict:
+    """The union of several RLEs of one size, as an RLE. Raises ValueError, its text the reason."""
+    from pycocotools import mask as coco_mask
+    if len({rle_size(rle) for rle in rles}) > 1:
+        raise ValueError("several RLEs of different sizes")
+    merged = coco_mask.merge([_checked(rle) for rle in rles])
+    return {"size": list(merged["size"]), "counts": merged["counts"].decode()}
+
+
+def read_by_rows(mask: np.ndarray) -> np.ndarray:
+    """The mask (H, W) that a decoded RLE would be if its runs went along the rows, as some tools write them."""
+    return mask.ravel(order="F").reshape(mask.shape)
+
+
+def _checked(rle: dict) -> dict:
+    """An RLE in its compressed form, safe for pycocotools. Raises ValueError, its text the reason."""
     from pycocotools import mask as coco_mask
     height, width = rle_size(rle)
     counts = rle.get("counts")
@@ -33,10 +54,8 @@ def rle_to_mask(rle: dict) -> np.ndarray:
     if sum(runs) != height * width:
         raise ValueError("RLE counts that do not add up to its size")
     if encoded is None:
-        compressed = coco_mask.frPyObjects({"size": [height, width], "counts": runs}, height, width)
-    else:
-        compressed = {"size": [height, width], "counts": encoded}
-    return np.ascontiguousarray(coco_mask.decode(compressed)).view(bool)  # 0 or 1, as the sum was right
+        return coco_mask.frPyObjects({"size": [height, width], "counts": runs}, height, width)
+    return {"size": [height, width], "counts": encoded}
 
 
 def rle_size(rle: dict) -> tuple[int, int]:

@@ -25,7 +25,8 @@ class SourceObject:
     """One object as the data set outlines it: polygons or an RLE.
 
     `index` is unique within the photo. `polygons`: flat [x, y, x, y, …] each, finite, three points or more, in the
-    photo's `frame_wh`. `rle`: as in COCO, not checked yet.
+    photo's `frame_wh`. `rle`: as in COCO, not checked yet. `bbox`: (x, y, width, height) in that frame, where the data
+    set states one beside the outline.
     """
     index: int
     source_id: str
@@ -33,6 +34,7 @@ class SourceObject:
     polygons: Sequence[Sequence[float]] = ()
     rle: dict | None = None
     is_rectangle: bool = False
+    bbox: tuple[float, ...] | None = None
 
 
 @dataclass(frozen=True)

@@ -90,7 +90,7 @@ def test_every_object_is_a_crop_or_a_counted_reason(tmp_path: Path):
         ["labels.txt", "small", "smaller than --min_size", "9 x 9 px"],
         ["labels.txt", "outside", "covers no pixel of the photo", ""],
         ["labels.txt", "broken RLE", "RLE counts that do not add up to its size", ""],
-        ["labels.txt", "RLE of a square picture", "RLE of another size than its photo", ""]]
+        ["labels.txt", "RLE of a square picture", "RLE of another size than its photo", "60 x 60, the photo 90 x 60"]]
     assert report.total == report.crops + len(report.skipped) == 8
     assert next(report.lines()) == "objects: 8 = 3 crops + 5 skipped"
     with pytest.raises(UserError, match=r"no\.txt: good: photo cannot be read"):

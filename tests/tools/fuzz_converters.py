@@ -25,10 +25,11 @@ import sys
 import tempfile
 import time
 import traceback
-from collections import Counter
+from collections import Counter, defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
+from urllib.parse import unquote
 
 import cv2
 import numpy as np
@@ -258,6 +259,69 @@ def coco_set(folder: Path, kinds: list[bytes]) -> dict:
                             for i, outline in enumerate(outlines)]}
 
 
+def varied_coco(content: dict, folder: Path, random: np.random.Generator) -> list[dict]:
+    """The same set as other tools write it, its photos moved below `folder`: one JSON's content, or two."""
+    content = copy.deepcopy(content)
+    for annotation in content["annotations"]:
+        if random.random() < 0.6:
+            annotation["segmentation"] = varied_outline(annotation["segmentation"], random)
+        if random.random() < 0.2:
+            annotation["bbox"] = [None, [0, 0, 1, 1], [2, 2, 30, 20], [0.1, 0.1, 0.4, 0.5], {"x": 1, "y": 2}][
+                random.integers(5)]
+        if random.random() < 0.1:
+            mark = ["isbbox", "obb", "attributes"][random.integers(3)]
+            annotation[mark] = [True, {"isbbox": True}][random.integers(2)]
+    if random.random() < 0.3:
+        for annotation in content["annotations"]:
+            annotation["segmentation"] = fractions_of(annotation["segmentation"])
+    copies = random.integers(0, len(content["annotations"]), int(random.integers(3)))
+    content["annotations"] += [copy.deepcopy(content["annotations"][place]) for place in copies]
+    for image in content["images"]:
+        name, folders = image["file_name"], ["cam1", "cam2", "train", "val", "Validation", "x/train"]
+        if random.random() < 0.6:
+            place = folder / folders[random.integers(len(folders))] / name
+            place.parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).rename(place)
+        image["file_name"] = varied_name(name, folders, random)
+        if random.random() < 0.2:
+            image["coco_url"] = f"http://images.example.org/train2017/{name}?sig=a%2Fb"
+            image["file_name"] = [None, "", image["file_name"]][random.integers(3)]
+    content["images"] += [{**image, "id": 10 + number, "file_name": varied_name("a.jpg", ["cam1", "cam2"], random)}
+                          for number, image in enumerate(content["images"][:int(random.integers(3))])]
+    content["annotations"] += [{**annotation, "image_id": 10} for annotation in content["annotations"][:2]]
+    return [content, copy.deepcopy(content)][:1 + (random.random() < 0.4)]
+
+
+def varied_name(name: str, folders: list[str], random: np.random.Generator) -> str:
+    other = folders[random.integers(len(folders))]
+    return [name, f"{other}/{name}", f"{other}\\{name}", f"/home/me/{other}/{name}", f"https://x.org/{other}/{name}?a=b.c",
+            f"images%2F{other}%2F{name}", f"./{name}#1", f" {name}", f"../{other}/{name}"][random.integers(9)]
+
+
+def varied_outline(outline: object, random: np.random.Generator) -> object:
+    """An outline in another tool's words; what is no list of polygons goes one of a few other ways."""
+    if isinstance(outline, dict):
+        mask = np.zeros((HEIGHT, WIDTH), np.uint8)
+        mask[4:15, 3:20] = 1
+        by_rows = np.diff([0, *(np.flatnonzero(np.diff(mask.ravel())) + 1), mask.size]).tolist()
+        counts = [by_rows, by_rows, [], None, [HEIGHT * WIDTH], outline["counts"]][random.integers(6)]
+        return [{**outline, "counts": counts}, [outline, {**outline, "counts": counts}],
+                {"size": outline["size"][::-1], "counts": counts}][random.choice(3, p=[0.6, 0.2, 0.2])]
+    parts = outline if outline and isinstance(outline[0], list) else [outline]
+    points = [[list(point) for point in zip(part[::2], part[1::2])] for part in parts]
+    return [points, points[0], [points], [[parts]], [[[point] for point in part] for part in points],
+            [[{"x": x, "y": y} for x, y in part] for part in points], [[*point, 0] for point in points[0]],
+            {"x": parts[0][::2], "y": parts[0][1::2]}, json.dumps(parts), [part[:4] for part in parts], [[], []],
+            [point[::-1] for point in points[0]], [2, 2, 20, 12], [[2, 2, 20, 12]]][random.integers(14)]
+
+
+def fractions_of(outline: object) -> object:
+    """Numbers as fractions of width and height, in flat lists at any depth."""
+    if isinstance(outline, list) and outline and all(isinstance(number, int | float) for number in outline):
+        return [number / (HEIGHT if place % 2 else WIDTH) for place, number in enumerate(outline)]
+    return [fractions_of(inner) for inner in outline] if isinstance(outline, list) else outline
+
+
 def break_photos(files: list[Path], known: dict[str, bytes], random: np.random.Generator, outside: Path) -> None:
     for path in files:
         match random.integers(12):
@@ -295,7 +359,8 @@ def flags_of(random: np.random.Generator, coco: bool) -> list[str]:
 def damage_of(number: int, seed: int) -> str:
     """What a case damages."""
     random = np.random.default_rng([seed, number, 1])
-    return ["YOLO rows", "data.yaml", "COCO JSON", "photos"][random.choice(4, p=[0.3, 0.15, 0.35, 0.2])]
+    return ["YOLO rows", "data.yaml", "COCO JSON", "COCO variants", "photos"][
+        random.choice(5, p=[0.25, 0.15, 0.25, 0.2, 0.15])]
 
 
 def run_case(number: int, seed: int, folder: Path, known: dict[str, bytes]) -> str:
@@ -309,7 +374,7 @@ def run_case(number: int, seed: int, folder: Path, known: dict[str, bytes]) -> s
     names = list(known)
     kinds = [known["jpg"] if random.random() < 0.8 else known[names[random.integers(len(names))]] for _ in range(3)]
     what = damage_of(number, seed)
-    coco = what == "COCO JSON" or (what == "photos" and random.random() < 0.5)
+    coco = what.startswith("COCO") or (what == "photos" and random.random() < 0.5)
     bytewise = random.random() < 0.35
     if coco:
         content = coco_set(data, kinds)
@@ -319,6 +384,13 @@ def run_case(number: int, seed: int, folder: Path, known: dict[str, bytes]) -> s
             path.write_bytes(mutated_bytes(path.read_bytes(), random) if bytewise
                              else mutated_json(content, random, str(folder / "escaped.png")))
         script, argv = process_coco_dataset, ["--coco_json", str(path)]
+        if what == "COCO variants":
+            contents = varied_coco(content, data, random)
+            names = [["coco.json", "instances_val.json"], ["coco.json", "other.json"]][random.integers(2)]
+            paths = [data / name for name in names[:len(contents)]]
+            for path, content in zip(paths, contents):
+                path.write_text(json.dumps(content))
+            argv = ["--coco_json", *map(str, paths)]
     else:
         labels = yolo_set(data, kinds)
         if what == "YOLO rows":
@@ -337,7 +409,10 @@ def run_case(number: int, seed: int, folder: Path, known: dict[str, bytes]) -> s
     os.chdir(here)
     code, printed, error = call(script, argv)
     assert tree(folder, out) == before, "a file outside --output_dir changed"
-    return judge(code, printed, error, out, data, "--dry_run" in argv, coco)
+    outcome = judge(code, printed, error, out, data, "--dry_run" in argv, coco)
+    if what == "COCO variants" and code == 0 and out.exists():
+        judge_photos(out, data)
+    return outcome
 
 
 def call(script, argv: list[str]) -> tuple[int, str, str]:
@@ -377,7 +452,7 @@ def tree(folder: Path, out: Path) -> dict[str, object]:
 
 def judge(code: int, printed: str, error: str, out: Path, data: Path, dry_run: bool, coco: bool) -> str:
     """The outcome in words; asserts that it is an allowed one."""
-    rows = annotations(data / "coco.json") if coco else label_rows(data)
+    rows = sum_of_annotations(data) if coco else label_rows(data)
     if code:
         assert code == 1, f"exit code {code}: {error[:300]}"
         assert len(error.splitlines()) == 1 and ": error: " in error, f"not one line of error: {error[:300]!r}"
@@ -418,6 +493,29 @@ def read_csv(path: Path) -> list[dict]:
 def label_rows(data: Path) -> int:
     return sum(bool(line.strip()) for path in data.rglob("labels/*.txt")
                for line in path.read_text(encoding="utf-8-sig", errors="replace").splitlines())
+
+
+def judge_photos(out: Path, data: Path) -> None:
+    """Assert that no object was cut from a photo that another entry names, nor from one that its own name excludes."""
+    names, exact = defaultdict(set), set()   # of the photos of each annotation id: ids repeat in copies
+    for path in data.glob("*.json"):
+        content = json.loads(path.read_text())
+        named = {image["id"]: image["file_name"] or image.get("coco_url") for image in content["images"]}
+        exact |= {name for name in named.values() if (data / name).is_file()}
+        for annotation in content["annotations"]:
+            name = unquote(named.get(annotation["image_id"], "")).replace("\\", "/").strip()
+            names[f"annotation {annotation['id']}"].add(re.split("[?#]", name)[0])
+    for row in read_csv(out / "instances.csv"):
+        photo = row["source_image"]
+        ends = [name for name in names[row["source_id"]] if name.split("/")[-1] == Path(photo).name]
+        assert ends, f"{row['source_id']} was cut from {photo}"
+        assert photo not in exact or any(f"/{name}".endswith(f"/{photo}") for name in ends), \
+            f"{row['source_id']} of {ends} was cut from {photo}, which another entry names"
+
+
+def sum_of_annotations(data: Path) -> int | None:
+    counts = [annotations(path) for path in data.glob("*.json")]
+    return None if None in counts else counts[0] if len(counts) == 1 else sum(counts)
 
 
 def annotations(path: Path) -> int | None:
