@@ -12,7 +12,8 @@ writes  processed_dataset/Class_<id>_<name>/images/<photo>_<n>.png   each object
         processed_dataset/conversion_report.csv   every annotation that was skipped, with the reason
         processed_dataset/preview.jpg             some of the crops with their masks' outlines
 
-The split (train, val, test) is taken from the name of the JSON file, the folders in file_name or those the photos lie in.
+The split (train, val, test) is taken from the name of the JSON file, the folders in file_name or those the photos lie
+in.
 Next: Create_csv.py.
 """
 
