@@ -12,8 +12,7 @@ writes  processed_dataset/Class_<id>_<name>/images/<photo>_<n>.png   each object
         processed_dataset/conversion_report.csv   every annotation that was skipped, with the reason
         processed_dataset/preview.jpg             some of the crops with their masks' outlines
 
-The split (train, val, test) is taken from the name of the JSON file, the folders in file_name or those the photos lie
-in.
+The split (train, val, test) is taken from the name of the JSON file, the folders in file_name, or those of the photos.
 Next: Create_csv.py.
 """
 
@@ -115,10 +114,10 @@ class CocoFile:
     path: Path
     images_dir: Path
     split: str                # by its own name; "" where that says none
-    folder_split: str = ""    # by its folder's or the photos'
     categories: dict[str, str] = field(default_factory=dict)        # id -> name
     images: list[dict] = field(default_factory=list)
     annotations: list = field(default_factory=list)
+    folder_split: str = ""    # by its folder's name or the photos', see `name_folder_splits`
 
 
 def read_coco_json(path: Path, images_dir: Path) -> CocoFile:
@@ -152,7 +151,7 @@ def read_coco_json(path: Path, images_dir: Path) -> CocoFile:
             name = category.get("name")
             categories.setdefault(key, clean_name(name) or f"category_{key}")
     images = [image for image in data["images"] if isinstance(image, dict)]
-    return CocoFile(path, images_dir, split_named(path.stem), "", categories, images, data["annotations"])
+    return CocoFile(path, images_dir, split_named(path.stem), categories, images, data["annotations"])
 
 
 def slim(entry: dict) -> dict:
@@ -514,10 +513,11 @@ def _is_copy(photo: Photo, class_name: str, outline: Outline) -> bool:
     """Does the photo have that outline already, of the same class?"""
     digest = hashlib.blake2b(f"{outline.is_box} {class_name}".encode(), digest_size=16)
     for numbers in outline.polygons:
-        digest.update(array("d", numbers).tobytes() + b"|")
+        digest.update((numbers if isinstance(numbers, array) else array("d", numbers)).tobytes() + b"|")
     if outline.rle is not None:
         size, counts = outline.rle.get("size"), outline.rle.get("counts")
-        digest.update(f"{size} {counts}".encode(errors="replace"))
+        digest.update(counts.tobytes() if isinstance(counts, array) else str(counts).encode(errors="replace"))
+        digest.update(str(size).encode(errors="replace"))
     known = digest.digest() in photo.outlines
     photo.outlines.add(digest.digest())
     return known

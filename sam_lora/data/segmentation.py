@@ -187,11 +187,13 @@ def is_empty(segmentation: object, depth: int = 0) -> bool:
     if not counts:
         return counts is None or isinstance(counts, list | str)
     try:
-        height, width = rle_size(segmentation)
         runs = rle_runs(counts.encode()) if isinstance(counts, str) and len(counts) <= SHORT_RLE else counts
+        if not isinstance(runs, list | array) or any(runs[1::2]):  # foreground
+            return False
+        height, width = rle_size(segmentation)
     except ValueError:
         return False
-    return is_numbers(runs) and not any(runs[1::2]) and sum(runs) == height * width
+    return is_numbers(runs) and sum(runs) == height * width
 
 
 def _is_rle(segmentation: object) -> bool:

@@ -21,11 +21,14 @@ def test_the_summary():
     report.photos = {"with objects": 2, "missing": 0}
     report.classes.update({"disc": 5, "bar": 2})
     report.notes.update(["a\nnote", "twice", "twice"])
+    for example in ("a.txt\n:7", "a.txt:9"):
+        report.doubt("masks look odd", example)
     report.close()
     assert list(report.lines()) == [
         "label rows: 7 = 4 crops + 3 skipped", "  skipped 2: empty", "  skipped 1: small",
         "  2 of these crops were too large for a tile and became 5 pieces: 7 pairs of image and mask",
-        "photos: 2 with objects, 0 missing", "classes: disc 5, bar 2", "note: a_note", "note: twice (2 times)"]
+        "photos: 2 with objects, 0 missing", "classes: disc 5, bar 2", "note: a_note", "note: twice (2 times)",
+        "note: 2 masks look odd, e.g. a.txt_:7"]
 
 
 @pytest.mark.parametrize("takes", [2, 4])
