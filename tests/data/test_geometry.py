@@ -147,7 +147,8 @@ def test_a_triangle_has_its_area(corners: list):
     (ax, ay), (bx, by), (cx, cy) = triangle
     area = abs((bx - ax) * (cy - ay) - (cx - ax) * (by - ay)) / 2
     perimeter = sum(np.hypot(*(triangle[i] - triangle[i - 1])) for i in range(3))
-    assert abs(full_mask([triangle]).sum() - area) <= 0.3 * perimeter + 1
+    # every pixel that an edge touches is in, half a pixel outside it at most, a pixel around each corner
+    assert abs(full_mask([triangle]).sum() - area) <= 0.5 * perimeter + 4
 
 
 def crack_polygons() -> list[list[np.ndarray]]:
