@@ -340,7 +340,7 @@ def complete_finder(args: argparse.Namespace, sam, tables: Tables, run, steps: i
     """The finder's last steps, after `steps` so far, from the best epoch's weights; its threshold; what to print."""
     from sam_lora.model.checkpoints import load_trained_state
     from sam_lora.model.finder import cell_side
-    from sam_lora.model.scenes import Scenes
+    from sam_lora.model.finder_targets import Scenes
     from sam_lora.results.validation import validate_finder
     from sam_lora.training.finding import finish_finder, steps_left
     load_trained_state(sam, run.best.state, run.folder)
@@ -409,8 +409,8 @@ def make_loaders(args: argparse.Namespace, tables: Tables, sam, features, ranks)
     from sam_lora.model.augment import Augmentation
     from sam_lora.model.batches import PromptedImages
     from sam_lora.model.finder import cell_side, finder_of
+    from sam_lora.model.finder_targets import Scenes
     from sam_lora.model.prompt_mix import PromptMix
-    from sam_lora.model.scenes import Scenes
     from sam_lora.training.loading import Loader
     ranks.say(f"{len(tables.train)} training rows, {len(tables.val)} validation rows"
               + ("" if tables.val else ": without validation, the last epoch is the final one"))

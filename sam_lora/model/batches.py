@@ -18,9 +18,9 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from sam_lora.data.imaging import load_image, load_mask
 from sam_lora.data.samples import Sample
 from sam_lora.errors import UserError
+from sam_lora.model.finder_targets import Cells, Scene, Scenes, stack_cells
 from sam_lora.model.meta import ResizeLongestSide
 from sam_lora.model.prompts import Prompts
-from sam_lora.model.scenes import Cells, Scene, Scenes, stack_cells
 from sam_lora.workers import map_in_threads
 
 

@@ -16,8 +16,8 @@ from sam_lora.model.augment import jitter_colors
 from sam_lora.model.batches import pad_images, read_image
 from sam_lora.model.encode import preprocess
 from sam_lora.model.finder import Map, cell_side
+from sam_lora.model.finder_targets import UNDECIDED, Cells, Scene, Scenes, stack_cells
 from sam_lora.model.meta import ResizeLongestSide, Sam
-from sam_lora.model.scenes import UNDECIDED, Cells, Scene, Scenes, stack_cells
 from sam_lora.training.update import GRADIENT_CLIP, LearningRate
 
 BOX_WEIGHT = 2.0

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from sam_lora.model.finder import Finder, Map, cell_centres
-from sam_lora.model.scenes import NOTHING, UNDECIDED, Cells
+from sam_lora.model.finder_targets import NOTHING, UNDECIDED, Cells
 from sam_lora.training.finding import box_overlaps, finder_loss, steps_left
 
 GRID, CELL = 8, 8

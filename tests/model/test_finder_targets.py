@@ -1,11 +1,11 @@
-"""scenes.py: which cells of the finder's grid belong to which object."""
+"""finder_targets.py: which cells of the finder's grid belong to which object."""
 
 import numpy as np
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sam_lora.model.scenes import NOTHING, UNDECIDED, Scene, stack_cells
+from sam_lora.model.finder_targets import NOTHING, UNDECIDED, Scene, stack_cells
 
 
 def scene(*boxes, size_hw=(64, 64), classes=None, cell=8) -> Scene:
