@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import files_below, make_checkpoint, random_sam
+from conftest import ROOT, files_below, make_checkpoint, random_sam, run_python
 
 import export_sam
 from sam_lora.errors import UserError
@@ -178,6 +178,35 @@ def test_a_model_trained_at_another_image_size(tmp_path, mini_weights):
     assert json.loads((tmp_path / "hf" / "config.json").read_text())["vision_config"]["image_size"] == 128
 
 
+def test_another_image_size_is_written_with_the_base_s_own_position_tables(tmp_path, mini_weights, crops, capsys):
+    """Tuned at 128 px; at 256 px, vit_mini's own, nothing but LoRA and the decoder differs from the base."""
+    checkpoint = make_checkpoint(tmp_path / "x.ckpt", mini_weights, image_size=128)
+    output = export(tmp_path, checkpoint, mini_weights)
+    assert "tuned at 128 px, where it is best; tools that assume 256 px do not load it: export_sam.py --image_size " \
+           "256 writes what they do" in capsys.readouterr().out
+    export(tmp_path, checkpoint, mini_weights, "--image_size", 256, "--test_csv", crops.test_csv, "--overwrite")
+    said = capsys.readouterr().out
+    state, base = (torch.load(path, weights_only=True) for path in (output, mini_weights))
+    tables = [name for name in base if "rel_pos" in name or "pos_embed" in name]
+    assert len(tables) == 13 and all(torch.equal(state[name], base[name]) for name in tables)
+    assert not torch.equal(state["image_encoder.blocks.0.attn.qkv.weight"],
+                           base["image_encoder.blocks.0.attn.qkv.weight"])
+    load_sam("vit_mini", output)
+    about = json.loads(output.with_suffix(".json").read_text())
+    assert (about["image_size"], about["tuned_image_size"]) == (256, 128)
+    ious = about["iou_by_image_size"]
+    assert set(ious) == {"128", "256"} and all(0 <= iou <= 1 for iou in ious.values())
+    assert said.splitlines()[-1] == (f"tuned at 128 px, written for 256 px: IoU on 6 rows of {crops.test_csv} "
+                                     f"{ious['128']:.4f} at 128 px, {ious['256']:.4f} at 256 px")
+
+
+def test_the_line_for_transformers_works_in_a_python_of_its_own(tmp_path, mini_checkpoint, mini_weights):
+    output = export(tmp_path, mini_checkpoint, mini_weights, "--hf", tmp_path / "hf")
+    line = json.loads(output.with_suffix(".json").read_text())["files"][-1]["load"]
+    done = run_python("-c", f"{line}; print(type(model).__name__)", cwd=tmp_path, env={"PYTHONPATH": str(ROOT)})
+    assert done.stdout.split()[-1:] == ["SamModel"], done.stderr
+
+
 @pytest.mark.slow
 def test_vit_b_loads_in_segment_anything_s_registry(tmp_path, monkeypatch):
     """One probe, through our attention: Meta's takes half a minute an image at 1024 px on one core.
@@ -199,8 +228,9 @@ def test_vit_b_loads_in_segment_anything_s_registry(tmp_path, monkeypatch):
     output = export(tmp_path, make_checkpoint(tmp_path / "x.ckpt", base, "vit_b"), base)
     assert loaded == [Block]  # the registry's own, not ours
     [file] = json.loads(output.with_suffix(".json").read_text())["files"]
-    assert file["load"] == ("from segment_anything import sam_model_registry; "
-                            'sam = sam_model_registry["vit_b"](checkpoint="sam_finetuned.pth")')
+    assert file["load"].removeprefix("import sam_lora.sam; ") == (
+        "from segment_anything import sam_model_registry; "
+        'sam = sam_model_registry["vit_b"](checkpoint="sam_finetuned.pth")')
     assert file["largest_logit_difference"] <= 1e-4
     with torch.device("meta"):
         names = list(sam_model_registry["vit_b"]().state_dict())
@@ -234,6 +264,10 @@ def test_checkpoints_that_do_not_load(tmp_path, mini_weights, content, message):
     pytest.param(["--onnx", "decoder.pth"], "--onnx decoder.pth: expected a name that ends in .onnx", id="no .onnx"),
     pytest.param(["--int8"], "--int8: needs --onnx or --onnx_encoder", id="nothing to make smaller"),
     pytest.param(["--onnx", "d.onnx", "--test_csv", "t.csv"], "--test_csv: only with --int8", id="nothing to measure"),
+    pytest.param(["--onnx_for", "anylabeling"], "--onnx_for anylabeling: needs --onnx or --onnx_encoder",
+                 id="no ONNX for the tool"),
+    pytest.param(["--onnx", "d.onnx", "--onnx_for", "anylabeling", "--int8"], "--int8: only with --onnx_for meta",
+                 id="int8 for the tool"),
     pytest.param(["--return_single_mask"], "--return_single_mask: needs --onnx", id="no decoder"),
     pytest.param(["--onnx", "a.onnx", "--onnx_encoder", "./a.onnx"], "two files would have the same name",
                  id="one name twice"),

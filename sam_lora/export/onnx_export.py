@@ -8,11 +8,11 @@ tools made for its files take these too. All tensors are float32:
     -> masks (1, M, H, W) logits   iou_predictions (1, M)   low_res_masks (1, M, 4h, 4w);  M is 4, or 1 as a single mask
 Encoder: x (1, 3, S, S) float32, (RGB - pixel_mean) / pixel_std, the image at the top left, zero elsewhere
     -> image_embeddings (1, C, h, w)
-labelme feeds an input called `x`; AnyLabeling feeds an encoder's first input, whatever its name.
+labelme feeds an input called `x`. AnyLabeling and X-AnyLabeling feed pixels: labeling_export.py.
 """
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -63,38 +63,45 @@ class DecoderForOnnx(SamOnnxModel):
 
 def export_decoder(sam: Sam, path: Path, return_single_mask: bool = False) -> None:
     """Write the prompt encoder, mask decoder and mask resizing of a merged `sam`; optionally for the best mask only."""
+    export_module(DecoderForOnnx(sam, return_single_mask), example_prompts(sam),
+                  ["masks", "iou_predictions", "low_res_masks"], path,
+                  {"point_coords": {1: "num_points"}, "point_labels": {1: "num_points"}})
+
+
+def example_prompts(sam: Sam) -> dict[str, Tensor]:
+    """A decoder's inputs, by name, as it is traced with them."""
     side, (rows, columns) = sam.image_encoder.img_size, sam.prompt_encoder.image_embedding_size
-    inputs = {"image_embeddings": torch.zeros(1, sam.prompt_encoder.embed_dim, rows, columns),
-              "point_coords": torch.full((1, 5, 2), side / 2), "point_labels": torch.ones(1, 5),
-              "mask_input": torch.zeros(1, 1, 4 * rows, 4 * columns), "has_mask_input": torch.ones(1),
-              "orig_im_size": torch.tensor([side * 2.0, side * 3.0])}
-    _export(DecoderForOnnx(sam, return_single_mask), inputs, ["masks", "iou_predictions", "low_res_masks"], path,
-            {"point_coords": {1: "num_points"}, "point_labels": {1: "num_points"}})
+    return {"image_embeddings": torch.zeros(1, sam.prompt_encoder.embed_dim, rows, columns),
+            "point_coords": torch.full((1, 5, 2), side / 2), "point_labels": torch.ones(1, 5),
+            "mask_input": torch.zeros(1, 1, 4 * rows, 4 * columns), "has_mask_input": torch.ones(1),
+            "orig_im_size": torch.tensor([side * 2.0, side * 3.0])}
 
 
 def export_encoder(sam: Sam, path: Path) -> None:
     """Write the image encoder of a merged `sam`. Raises UserError if it does not fit into one ONNX file."""
+    refuse_large_encoder(sam)
+    side = sam.image_encoder.img_size
+    export_module(sam.image_encoder, {"x": torch.zeros(1, 3, side, side)}, ["image_embeddings"], path)
+
+
+def refuse_large_encoder(sam: Sam) -> None:
+    """Raise UserError if its weights do not fit into one ONNX file."""
     size = sum(parameter.numel() * 4 for parameter in sam.image_encoder.parameters())
     if size > LARGEST_FILE:
         raise UserError(f"--onnx_encoder: this encoder takes {size / 1e9:.1f} GB, an ONNX file holds at most 2 GiB; "
                         "use the .pth or the --hf folder for the encoder; --onnx works for its decoder")
-    side = sam.image_encoder.img_size
-    _export(sam.image_encoder, {"x": torch.zeros(1, 3, side, side)}, ["image_embeddings"], path, {})
 
 
-def export_module(model: nn.Module, inputs: Mapping[str, Tensor], outputs: Sequence[str], path: Path) -> None:
-    """Write any module whose tensors all keep their sizes."""
-    _export(model, inputs, outputs, path, {})
-
-
-def _export(model: nn.Module, inputs: Mapping[str, Tensor], outputs: Sequence[str], path: Path,
-            dynamic_axes: Mapping[str, Mapping[int, str]]) -> None:
+def export_module(model: nn.Module, inputs: Mapping[str, Tensor], outputs: Sequence[str], path: Path,
+                  dynamic_axes: Mapping[str, Mapping[int, str]] | None = None) -> None:
+    """Write any module by tracing; its tensors keep their sizes but along `dynamic_axes`, by input and axis."""
     # dynamo=False: the newer exporter's files compute the same, but it needs another package and a newer opset, and
     # prints pages of warnings about orig_im_size, whose values are sizes of tensors
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # from the tracer, about sizes that are constant here
         torch.onnx.export(model.eval(), tuple(inputs.values()), str(path), input_names=list(inputs),
-                          output_names=list(outputs), opset_version=OPSET, dynamic_axes=dynamic_axes, dynamo=False)
+                          output_names=list(outputs), opset_version=OPSET, dynamic_axes=dynamic_axes or {},
+                          dynamo=False)
 
 
 # ---- running ------------------------------------------------------------------------------------------------
@@ -152,15 +159,20 @@ def check_encoder(path: Path, sam: Sam, reference: Reference, name: object) -> f
 
 
 @torch.inference_mode()
-def check_decoder(path: Path, sam: Sam, reference: Reference, name: object, return_single_mask: bool = False) -> float:
+def check_decoder(path: Path, sam: Sam, reference: Reference, name: object, return_single_mask: bool = False,
+                  inputs_of: Callable[..., dict[str, np.ndarray]] = decoder_inputs,
+                  earlier_masks: bool = True) -> float:
     """The largest difference between the three outputs of a decoder file and PyTorch's, over every prompt.
 
-    Raises UserError where it is too large.
+    `inputs_of` makes the file's inputs; without `earlier_masks` prompts that go with one are left out. Raises UserError
+    where the difference is too large.
     """
     session, differences, all_logits = open_session(path), [], []
     for probe, embedding in zip(reference.probes, reference.embeddings):
         for prompts, mask_input in zip(probe.prompts, probe.mask_inputs):
-            inputs = decoder_inputs(embedding, prompts, mask_input, probe.original_size)
+            if mask_input is not None and not earlier_masks:
+                continue
+            inputs = inputs_of(embedding, prompts, mask_input, probe.original_size)
             low_res, iou = decode_all(sam, embedding, prompts, mask_input)
             all_logits.append(low_res)
             if return_single_mask:  # Meta's rule: the single mask from three points on, counting the padding point

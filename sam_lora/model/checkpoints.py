@@ -100,18 +100,19 @@ def load_trained_state(sam: Sam, state: Mapping[str, Tensor], path: Path) -> Non
             parameter.copy_(state[name])
 
 
-def load_tuned_sam(path: str | Path, base_checkpoint: str | Path | None = None,
-                   merge: bool = True) -> tuple[Sam, dict[str, Any]]:
+def load_tuned_sam(path: str | Path, base_checkpoint: str | Path | None = None, merge: bool = True,
+                   image_size: int | None = None) -> tuple[Sam, dict[str, Any]]:
     """A checkpoint applied to its base: (SAM in eval mode, with LoRA merged unless `merge` is off; the header).
 
-    `base_checkpoint` None finds the base by its type. Raises UserError if it is not the base that was trained on.
+    `base_checkpoint` None finds the base by its type. `image_size` builds it for another side of the model frame than
+    it was tuned at: nothing that was trained depends on it. Raises UserError if it is not the base that was trained on.
     """
     path = Path(path)
     content = load_checkpoint(path)
     header = content["header"]
     model_type = header["model_type"]
     base = Path(base_checkpoint) if base_checkpoint is not None else find_weights(model_type)
-    sam, base_sha256 = load_sam(model_type, base, header["image_size"])
+    sam, base_sha256 = load_sam(model_type, base, image_size or header["image_size"])
     if base_sha256 != header["base_sha256"]:
         raise UserError(f"{path}: was trained on {model_type} weights with SHA-256 {header['base_sha256'][:12]}…, "
                         f"but {base} has {base_sha256[:12]}…; name the right base with --base_checkpoint")

@@ -33,6 +33,11 @@ def import_torchvision() -> None:
     extension._has_ops = lambda: True  # torchvision.ops.nms asks before it calls the operator
 
 
+def loading_code(code: str) -> str:
+    """Python that imports torchvision, with what makes it work on a machine like this one, where that takes more."""
+    return code if _library is None else f"import sam_lora.sam; {code}"
+
+
 def nms(dets: torch.Tensor, scores: torch.Tensor, iou_threshold: float) -> torch.Tensor:
     """Greedy non-maximum suppression: the indices of the boxes kept, best score first.
 

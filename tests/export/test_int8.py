@@ -3,10 +3,9 @@
 import onnx
 import pytest
 import torch
-from conftest import make_crops, random_sam
+from conftest import random_sam
 
-from sam_lora.errors import UserError
-from sam_lora.export import int8, onnx_export
+from sam_lora.export import int8, onnx_export, table_iou
 from sam_lora.results import evaluation
 from sam_lora.results.requests import Candidate, Destination, Runtime, SampleTable
 
@@ -54,7 +53,7 @@ def test_the_cost_of_int8_without_a_table(sam, files):
 
 
 def test_the_cost_of_int8_on_a_table(sam, files, crops):
-    samples = int8.read_int8_samples(crops.test_csv)
+    samples = table_iou.read_rows(crops.test_csv)
     costs = int8.int8_costs(sam, all_files(files), samples)
     assert {cost.masks for cost in costs.values()} == {len(samples)} == {6}
     assert len({cost.float_iou for cost in costs.values()}) == 1
@@ -63,24 +62,10 @@ def test_the_cost_of_int8_on_a_table(sam, files, crops):
 
 
 def test_the_float_iou_is_that_of_the_inference_script(sam, files, crops, tmp_path):
-    samples = int8.read_int8_samples(crops.test_csv)
+    samples = table_iou.read_rows(crops.test_csv)
     cost = int8.int8_costs(sam, all_files(files), samples)["both"]
     results = evaluation.evaluate_table(
         Candidate(lambda _: sam, tuned=False), SampleTable(str(crops.test_csv)),
         Destination(tmp_path / "results", num_pictures=0), Runtime(torch.device("cpu"), batch_size=2))
     assert cost.float_iou == pytest.approx(results["iou"].astype(float).mean(), abs=2e-3)
-
-
-def test_a_long_table_is_thinned(tmp_path, monkeypatch):
-    crops = make_crops(tmp_path)
-    monkeypatch.setattr(int8, "TABLE_ROWS", 3)
-    rows = int8.read_int8_samples(crops.train_csv)
-    assert [row.image.name for row in rows] == [f"photo{number}_0001.png" for number in (0, 2, 5)]
-
-
-def test_a_table_whose_rows_have_no_label_is_refused(crops):
-    lines = crops.test_csv.read_text().splitlines()
-    cells = lines[1].split(",", 2)
-    crops.test_csv.write_text("\n".join([lines[0], ",".join([cells[0], "", cells[2]]), *lines[2:]]))
-    with pytest.raises(UserError, match="1 of 6 rows cannot be used: row 2: no label"):
-        int8.read_int8_samples(crops.test_csv)
+    assert table_iou.mean_iou(sam, samples) == pytest.approx(cost.float_iou, abs=1e-5)
