@@ -310,7 +310,7 @@ def read_images(files: Sequence[CocoFile], keep_crowd: bool, boxes: bool, report
                      "on disk but not used": len(on_disk - listed)}
     note_boxes((item for photo in photos for item in photo.objects), report.notes)
     images = [SourceImage(photo.path, photo.name, photo.split, photo.objects, photo.label_file, photo.frame_wh,
-                          photo.upright, background=not photo.annotations) for photo in photos]
+                          photo.upright, complete=photo.annotations == len(photo.objects)) for photo in photos]
     return images, object_classes(uses, report)
 
 

@@ -195,7 +195,7 @@ def read_images(root: Path, settings: dict, names: dict[int, str] | None, boxes:
         empty = report.total == taken_before
         background += empty
         images.append(SourceImage(root / path, str(path), photo_split(path, split_of), objects, str(label), (1, 1),
-                                  background=empty))
+                                  complete=len(objects) == report.total - taken_before))
     if not photo_of_label:
         example = labels[kept[0]]
         raise UserError(f"{root}: {len(kept)} photos, but not one label file; {root / example} is expected for "

@@ -82,7 +82,7 @@ def write_class_folders(images: Sequence[SourceImage], classes: Mapping[str, Obj
     from sam_lora.data.preview import PreviewSample, write_preview
     images = _named(images)
     whole = settings.no_crop or settings.tile
-    with_objects = [image for image in images if image.objects or (whole and image.background)]
+    with_objects = [image for image in images if image.objects or (whole and image.complete)]
     convert = functools.partial(convert_image, classes=classes, settings=settings, staging=staging)
     pairs: Counter = Counter()  # of image and mask, by class folder
     sample, background = PreviewSample(), []
@@ -191,7 +191,7 @@ def convert_image(image: SourceImage, classes: Mapping[str, ObjectClass], settin
                 image.split, printable(item.source_id), width, height, *frame, int(piece.sum()), _rasteriser(item),
                 digest))
         result.crops.append(rows)
-    if (settings.no_crop or settings.tile) and not result.skipped:
+    if (settings.no_crop or settings.tile) and image.complete and not result.skipped:
         result.background = _background(image, pixels, result.crops, grid, digest, staging)
     return result
 

@@ -43,7 +43,8 @@ class SourceImage:
 
     `name` is its path below the data set's folder, with /. `frame_wh` is the size of the frame that polygons are in:
     (1, 1) for fractions of width and height, None for the photo's own pixels. `upright` off: the frame is the photo as
-    stored, before its EXIF rotation. `background`: the data set knows the photo and says that it has no object.
+    stored, before its EXIF rotation. `complete`: every annotation of it is among its objects, so that what they do not
+    cover is background.
     """
     path: Path
     name: str
@@ -53,7 +54,7 @@ class SourceImage:
     frame_wh: tuple[float, float] | None = None
     upright: bool = True
     stem: str = ""
-    background: bool = False
+    complete: bool = False
 
 
 def source_files(root: Path, output_dir: Path, more_suffixes: Sequence[str] = (), notes: Counter | None = None

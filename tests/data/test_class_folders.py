@@ -70,6 +70,20 @@ def test_no_crop_writes_the_photo_once_a_class(tmp_path: Path):
     assert np.argwhere(load_mask(tmp_path / "out/Class_5_bar/masks/x_0003.png")).min(axis=0).tolist() == [30, 50]
 
 
+@pytest.mark.parametrize(("complete", "empty_tiles"), [
+    pytest.param(True, ["big.tile.272.0.png"], id="every row is an object"),
+    pytest.param(False, [], id="a row was skipped, and its object may be anywhere"),
+])
+def test_tiles_without_objects_are_background_where_every_object_is_known(tmp_path: Path, complete, empty_tiles):
+    objects = [SourceObject(1, "1", "a", (rectangle(10, 20, 40, 80),)),
+               SourceObject(2, "2", "b", (rectangle(100, 30, 125, 60),))]
+    image = photo(tmp_path / "in", "big.png", objects, size_hw=(128, 400), complete=complete)
+    convert([image], tmp_path / "out", tile=128)
+    folder = tmp_path / "out" / contracts.BACKGROUND_FOLDER / contracts.IMAGES_FOLDER
+    assert sorted(path.name for path in folder.glob("*")) == empty_tiles
+    assert (tmp_path / "out" / contracts.BACKGROUND_FILE).is_file() == complete
+
+
 def test_every_object_is_a_crop_or_a_counted_reason(tmp_path: Path):
     good = SourceObject(1, "good", "a", (rectangle(10, 20, 40, 30),))
     crack = SourceObject(2, "a thin crack", "a", (rectangle(10, 5, 80, 6),))

@@ -190,7 +190,7 @@ def test_any_text_comes_back_as_it_was(value):
         table = report.Table(text, [text], [report.Row(text, [report.Cell(text, number=False)], total=False)])
         picture = report.Picture("data:,", text, 3, 2)
         return Page(report.render(report.Page(text, [(text, text)], [text], [(text, text)], [text], [table], None, None,
-                                              report.Training(picture, text, table), None)))
+                                              None, report.Training(picture, text, table), None)))
 
     page, reference = rendered(value), rendered("x")
     shown = report.FORBIDDEN.sub("\ufffd", value)

@@ -474,13 +474,15 @@ def judge(code: int, printed: str, error: str, out: Path, data: Path, dry_run: b
     assert len(manifest) == (int(pairs[1]) if pairs else crops), f"{len(manifest)} rows in the manifest, {crops} crops"
     listed = {row[key] for row in manifest for key in ("image_path", "mask_path")}
     files = {path.relative_to(out).as_posix() for path in out.rglob("*") if not path.is_dir()}
+    if (out / "background.csv").is_file():
+        listed |= {"background.csv", *(row["image_path"] for row in read_csv(out / "background.csv"))}
     assert files == listed | TABLES, f"files and manifest differ: {files ^ (listed | TABLES)}"
     assert len({row["mask_path"].casefold() for row in manifest}) == len(manifest), "two objects share a mask file"
     for row in manifest:
         image, mask = cv2.imread(str(out / row["image_path"])), cv2.imread(str(out / row["mask_path"]), -1)
         assert image.shape[:2] == mask.shape, f"{row['mask_path']}: image {image.shape}, mask {mask.shape}"
         assert set(np.unique(mask)) <= {0, 255} and (mask > 0).sum() == int(row["mask_area"]) > 0, row["mask_path"]
-    classes = {entry.name for entry in out.iterdir() if entry.is_dir()}
+    classes = {entry.name for entry in out.iterdir() if entry.is_dir()} - {"background"}
     assert set(json.loads((out / "classes.json").read_text(encoding="utf-8"))) == classes, "classes.json"
     return "converted, some skipped" if skipped else "converted whole"
 
