@@ -20,7 +20,17 @@ from sam_lora.files import atomic_path
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 EXIF_ORIENTATION = 274
 FIRST_PAGE = "a photo had several pages or frames; the first was used"
-TIFF_WIDTH, TIFF_HEIGHT, TIFF_BITS_PER_SAMPLE, TIFF_SAMPLE_FORMAT = 256, 257, 258, 339
+ON_WHITE = "a photo had transparent pixels; they became white"
+CLEAR = "a photo was transparent everywhere; its colours were used"
+MORE_BANDS = "a TIFF had more bands than red, green and blue; the first three were used"
+TIFF_WIDTH, TIFF_HEIGHT, TIFF_BITS_PER_SAMPLE, TIFF_EXTRA_SAMPLES, TIFF_SAMPLE_FORMAT = 256, 257, 258, 338, 339
+TIFF_PHOTOMETRIC, TIFF_SAMPLES, TIFF_PLANES = 262, 277, 284
+SEPARATE = 2
+PREMULTIPLIED, ALPHA = 1, 2     # what a TIFF's first extra sample may be
+MOST_BANDS_OF_PILLOW = 5
+MOST_VOC_CLASSES = 32
+LARGEST_LABEL = 65_535          # below the brightest value of 16 bits
+MAX_PIXELS = 500_000_000        # a photo takes up to 7 bytes a pixel while it is read
 
 # Measured on crops (benchmarks/RESULTS.md): level 1 with the Up filter takes a fifth of level 6's time for a tenth to
 # a fifth more bytes; OpenCV's own default is as fast and up to half larger.
@@ -49,51 +59,105 @@ class ImageError(UserError):
 def load_image(path: str | Path, upright: bool = True, notes: Counter | None = None) -> np.ndarray:
     """(H, W, 3) uint8 RGB, rotated as its EXIF orientation says unless `upright` is off (a TIFF is always upright).
 
-    Only the first page or frame is read; that there are more is counted in `notes`. Deeper than 8 bits: the 0.1 to 99.9
-    percentile range is stretched to 0..255. Transparency: composited on white.
+    Only the first page or frame is read; that there are more is counted in `notes`, and so is what follows. Deeper than
+    8 bits: the 0.1 to 99.9 percentile range is stretched to 0..255. Transparency: laid on white, unless everything is
+    transparent. A TIFF's bands beyond the third are left out, but one that it calls alpha and that looks like it.
     Raises ImageError.
     """
-    if (pixels := _float_colour(path)) is not None:
-        return _to_8_bit(pixels)
+    notes = Counter() if notes is None else notes
+    if (pixels := _unusual_tiff(path)) is not None:
+        if pixels.shape[2] > 3:
+            notes[MORE_BANDS] += 1
+        colours = np.ascontiguousarray(pixels[..., :3])
+        return colours if colours.dtype == np.uint8 else _to_8_bit(colours)
     with _opened(path) as image:
         plain = _plain_jpeg(path, image, upright)
         if plain is not None:
             return plain
         deep = _deep(image)
         image.load()
-        if deep:
-            shallow = Image.fromarray(_to_8_bit(_deep_pixels(path, image)))
-        else:
-            shallow = image
-        if "transparency" in shallow.info or shallow.mode in ("RGBA", "LA", "PA", "RGBa", "La"):
-            shallow = shallow.convert("RGBA")
-            shallow = Image.alpha_composite(Image.new("RGBA", shallow.size, "white"), shallow)
-        shallow = shallow if shallow.mode == "RGB" else shallow.convert("RGB")
-        if notes is not None and _has_more_pages(image):
+        colours, alpha = (_deep_bands if deep else _bands)(path, image)
+        if alpha is None and _has_more_bands(image):
+            notes[MORE_BANDS] += 1
+        if alpha is not None and alpha.min() < 1:
+            clear = alpha.max() == 0
+            notes[CLEAR if clear else ON_WHITE] += 1
+            if not clear:
+                colours = np.round(colours * alpha[..., None] + 255 * (1 - alpha[..., None])).astype(np.uint8)
+        if _has_more_pages(image):
             notes[FIRST_PAGE] += 1
-        return np.array(_turned(shallow, _orientation(image)) if upright else shallow)
+        orientation = _orientation(image) if upright else 1
+        return colours if orientation == 1 else np.array(_turned(Image.fromarray(colours), orientation))
 
 
 def load_mask(path: str | Path) -> np.ndarray:
     """(H, W) bool, True where brighter than half the file's brightest value: 0/1, 0/255 and 0/65535 all work.
 
-    Of a palette image the palette indices count. Rotated as `load_image` does. Raises ImageError.
+    Of a palette image the palette indices count. Rotated as `load_image` does. Raises ImageError, for a label map too,
+    whose values number its objects.
     """
     with _opened(path) as image:
         deep = _deep(image)
         image.load()
         if deep:
             values = _deep_pixels(path, image)
-            values = values if values.ndim == 2 else values.max(axis=2)
+            values = values if values.ndim == 2 else values[..., :3].max(axis=2)
         else:
             values = np.asarray(image if image.mode in ("P", "L") else image.convert("L"))
+        if objects := _numbered_objects(values):
+            raise ImageError(path, f"a label map of {objects} objects or classes, expected a mask of one object; "
+                                   "give Create_csv.py or Create_yolo_csv.py --split_label_maps")
         mask, orientation = values > values.max() / 2, _orientation(image)
         return mask if orientation == 1 else np.array(_turned(Image.fromarray(mask), orientation))
 
 
+def load_label_map(path: str | Path) -> dict[int, np.ndarray]:
+    """{value: (H, W) bool} of a label map, as `load_mask` recognises it; {} for any other image. Raises ImageError."""
+    with _opened(path) as image:
+        deep = _deep(image)
+        image.load()
+        values = _deep_pixels(path, image) if deep else np.asarray(image if image.mode in ("P", "L") else
+                                                                   image.convert("L"))
+        if values.ndim != 2 or not _numbered_objects(values):
+            return {}
+        turned = np.array(_turned(Image.fromarray(values), _orientation(image)))
+        return {int(value): turned == value for value in _labels(values)}
+
+
+def _numbered_objects(values: np.ndarray) -> int:
+    """How many objects the values of a label map number; 0 for a mask, of one object and its smooth edge.
+
+    The values of a smooth edge lie all over the range up to the brightest, which most of the object has; those of a
+    label map begin at 1, or are a few neighbours of a larger map.
+    """
+    if values.size == 0 or values.max() <= 1 or (values.dtype.kind == "f" and (values != np.round(values)).any()):
+        return 0
+    labels = _labels(values)
+    if len(labels) < 2 or labels[-1] >= LARGEST_LABEL:
+        return 0
+    largest, dense = labels[-1], 2 * len(labels) > labels[-1]
+    if labels[-1] < values.max():                   # VOC's 255 beside them
+        return len(labels) if largest < 128 and (dense or largest <= MOST_VOC_CLASSES) else 0
+    if largest < 128 or (values.dtype != np.uint8 and labels[0] > largest / 2):
+        return len(labels)
+    foreground = np.count_nonzero(values)
+    bright = np.count_nonzero(values > 0.9 * largest) / foreground
+    flat = np.count_nonzero((values[:, 1:] == values[:, :-1]) & (values[:, 1:] > 0)) / foreground
+    return len(labels) if dense and bright < 0.3 and flat > 0.5 else 0
+
+
+def _labels(values: np.ndarray) -> np.ndarray:
+    """The values but 0, sorted, of 8 bits also without 255, by which VOC marks what belongs to no object."""
+    if values.dtype == np.uint8:
+        found = np.flatnonzero(np.bincount(values.ravel(), minlength=256))
+        return found[(found > 0) & (found < 255)]
+    found = np.unique(values)
+    return found[found > 0]
+
+
 def image_size(path: str | Path, upright: bool = True) -> tuple[int, int]:
     """(width, height) from the file's header, no pixel decoded; as `load_image` would return it. Raises ImageError."""
-    if (pixels := _float_colour(path)) is not None:
+    if (pixels := _unusual_tiff(path)) is not None:
         return pixels.shape[1], pixels.shape[0]
     with _opened(path) as image:
         width, height = image.size
@@ -107,7 +171,7 @@ def _opened(path: str | Path):
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # damaged metadata, very large images: not the user's concern
-            with Image.open(path) as image:
+            with _at_most(MAX_PIXELS), Image.open(path) as image:
                 yield image
     except FileNotFoundError as error:
         raise ImageError(path, "no such file") from error
@@ -119,12 +183,21 @@ def _opened(path: str | Path):
         empty = Path(path).stat().st_size == 0
         raise ImageError(path, "empty file" if empty else "not an image that can be read") from error
     except Image.DecompressionBombError as error:
-        limit = 2 * Image.MAX_IMAGE_PIXELS // 10**6
-        raise ImageError(path, f"more than {limit} megapixels; cut it into tiles") from error
+        raise ImageError(path, f"more than {MAX_PIXELS // 10**6} megapixels; cut it into several files") from error
     except (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, OverflowError, struct.error,
             ZeroDivisionError, cv2.error) as error:
         raise ImageError(path, f"broken image ({str(error).splitlines()[0] if str(error) else 'cannot be decoded'})"
                          ) from error
+
+
+@contextmanager
+def _at_most(pixels: int):
+    """Pillow refuses an image twice as large as its limit, 89 megapixels at first."""
+    before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, pixels // 2
+    try:
+        yield
+    finally:
+        Image.MAX_IMAGE_PIXELS = before
 
 
 def _orientation(image: Image.Image) -> int:
@@ -187,8 +260,63 @@ def _deep(image: Image.Image) -> bool:
     return any(";16" in str(tile[3]) for tile in image.tile)
 
 
+def _bands(path: str | Path, image: Image.Image) -> tuple[np.ndarray, np.ndarray | None]:
+    """(colours (H, W, 3) uint8 RGB, alpha (H, W) from 0 to 1 or None) of an image of 8 bits a channel."""
+    if image.mode == "L" and "transparency" not in image.info:
+        return cv2.cvtColor(np.asarray(image), cv2.COLOR_GRAY2RGB), None
+    if "transparency" not in image.info and image.mode not in ("RGBA", "LA", "PA", "RGBa", "La"):
+        return np.array(image if image.mode == "RGB" else image.convert("RGB")), None
+    bands = np.asarray(image.convert("RGBA"))
+    colours, alpha = np.ascontiguousarray(bands[..., :3]), bands[..., 3] / 255
+    if _is_alpha(image, alpha):
+        return colours, alpha
+    if _extra_samples(image) == PREMULTIPLIED:      # Pillow has divided by what is no alpha
+        stored = cv2.imdecode(np.fromfile(path, dtype=np.uint8), cv2.IMREAD_UNCHANGED)
+        if stored is not None and stored.shape == bands.shape:
+            return np.ascontiguousarray(stored[..., 2::-1]), None
+    return colours, None
+
+
+def _deep_bands(path: str | Path, image: Image.Image) -> tuple[np.ndarray, np.ndarray | None]:
+    """As `_bands`, of an image of more than 8 bits a channel, stretched to 8."""
+    pixels = _deep_pixels(path, image)
+    if pixels.ndim == 2:
+        return cv2.cvtColor(_to_8_bit(pixels), cv2.COLOR_GRAY2RGB), None
+    colours = _to_8_bit(pixels[..., :3])
+    if pixels.shape[2] != 4 or pixels.dtype.kind != "u":
+        return colours, None
+    alpha = pixels[..., 3] / np.iinfo(pixels.dtype).max
+    return colours, alpha if _is_alpha(image, alpha) else None
+
+
+def _extra_samples(image: Image.Image) -> int:
+    """What a TIFF's first band beyond its colours is, 0 where it does not say or has none."""
+    kinds = image.tag_v2.get(TIFF_EXTRA_SAMPLES) if image.format == "TIFF" else None
+    kinds = kinds if isinstance(kinds, tuple) else (kinds,)
+    return int(kinds[0] or 0) if kinds else 0
+
+
+def _has_more_bands(image: Image.Image) -> bool:
+    """Has a TIFF more bands than its colours are made of?"""
+    if image.format != "TIFF":
+        return False
+    colours = {0: 1, 1: 1, 3: 1, 5: 4}.get(image.tag_v2.get(TIFF_PHOTOMETRIC), 3)
+    return image.tag_v2.get(TIFF_SAMPLES, 1) > colours
+
+
+def _is_alpha(image: Image.Image, alpha: np.ndarray) -> bool:
+    """Is a fourth band transparency? In a TIFF it may be near-infrared, which many writers call alpha all the same.
+
+    Most of a picture with transparent parts is either clear or opaque.
+    """
+    if image.format != "TIFF":
+        return True
+    return _extra_samples(image) in (PREMULTIPLIED, ALPHA) and bool(((alpha == 0) | (alpha == 1)).mean() >= 0.5)
+
+
 def _deep_pixels(path: str | Path, image: Image.Image) -> np.ndarray:
-    """(H, W) or (H, W, 3) of the file's own dtype, RGB, as stored (not rotated by EXIF, except a TIFF)."""
+    """(H, W), (H, W, 3) or (H, W, 4) of the file's own dtype, RGB or RGBA, as stored (not rotated by EXIF, except a
+    TIFF)."""
     grey = image.mode in ("I", "F") or image.mode.startswith("I;16")
     if grey and image.format != "TIFF":
         return np.array(image)
@@ -196,11 +324,14 @@ def _deep_pixels(path: str | Path, image: Image.Image) -> np.ndarray:
     pixels = cv2.imdecode(np.fromfile(path, dtype=np.uint8), cv2.IMREAD_UNCHANGED)
     if pixels is None:
         return np.array(image)
-    return pixels if pixels.ndim == 2 else pixels[:, :, 2::-1]
+    return pixels if pixels.ndim == 2 else pixels[:, :, [2, 1, 0, 3][:pixels.shape[2]]]
 
 
-def _float_colour(path: str | Path) -> np.ndarray | None:
-    """(H, W, 3) RGB of a TIFF of floats, which Pillow cannot open; None for any other file."""
+def _unusual_tiff(path: str | Path) -> np.ndarray | None:
+    """(H, W, 3 or more) of a TIFF that Pillow cannot open: of floats (RGB only), or of bands that are not called RGB.
+
+    None for any other file. Raises ImageError.
+    """
     try:
         with Path(path).open("rb") as file:
             header = file.read(8)
@@ -211,14 +342,36 @@ def _float_colour(path: str | Path) -> np.ndarray | None:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # damaged metadata
                 tags.load(file)
-        if 3 not in tags.get(TIFF_SAMPLE_FORMAT, ()) or len(tags[TIFF_BITS_PER_SAMPLE]) < 3:
+        samples = tags.get(TIFF_SAMPLES, 1)
+        if samples < 3 or tags[TIFF_WIDTH] * tags[TIFF_HEIGHT] > MAX_PIXELS:
             return None
-        if tags[TIFF_WIDTH] * tags[TIFF_HEIGHT] > 2 * Image.MAX_IMAGE_PIXELS:
+        if 3 in tags.get(TIFF_SAMPLE_FORMAT, ()) and len(tags[TIFF_BITS_PER_SAMPLE]) >= 3:
+            pixels = cv2.imdecode(np.fromfile(path, dtype=np.uint8), cv2.IMREAD_UNCHANGED)
+            if pixels is not None and pixels.ndim == 3:
+                return pixels[:, :, 2::-1]
+        elif not _beyond_pillow(tags, samples):
             return None
-        pixels = cv2.imdecode(np.fromfile(path, dtype=np.uint8), cv2.IMREAD_UNCHANGED)
     except (OSError, SyntaxError, ValueError, KeyError, TypeError, struct.error, cv2.error):
         return None
-    return None if pixels is None or pixels.ndim != 3 else pixels[:, :, 2::-1]
+    import tifffile
+    try:
+        with tifffile.TiffFile(path) as file:
+            pixels = file.pages[0].asarray()
+            separate = file.pages[0].planarconfig == tifffile.PLANARCONFIG.SEPARATE
+        pixels = np.moveaxis(pixels, 0, 2) if separate else pixels
+        if pixels.shape != (tags[TIFF_HEIGHT], tags[TIFF_WIDTH], samples) or pixels.dtype.kind not in "uif":
+            raise ValueError("its header contradicts itself")
+        return pixels
+    except Exception as error:  # tifffile has no list of what it raises
+        raise ImageError(path, f"a TIFF of {samples} bands that cannot be read ({str(error).splitlines()[0][:80]}); "
+                               "expected an uncompressed one, or a PNG of red, green and blue") from error
+
+
+def _beyond_pillow(tags: TiffImagePlugin.ImageFileDirectory_v2, samples: int) -> bool:
+    if tags.get(TIFF_PHOTOMETRIC) in (0, 1) or samples > MOST_BANDS_OF_PILLOW:
+        return True
+    plain = max(tags[TIFF_BITS_PER_SAMPLE]) == 8 and tags.get(TIFF_EXTRA_SAMPLES, (ALPHA,)) == (ALPHA,)
+    return samples > 3 and tags.get(TIFF_PLANES) == SEPARATE and not plain
 
 
 def _to_8_bit(pixels: np.ndarray) -> np.ndarray:

@@ -1,19 +1,34 @@
-"""sam_lora/imaging.py: every kind of file becomes upright 8-bit RGB, and what is no image says so in one line."""
+"""sam_lora/data/imaging.py: every kind of file becomes upright 8-bit RGB, and what is no image says so in one line."""
 
 import pickle
 import struct
 import zlib
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+import tifffile
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from sam_lora.data.imaging import FIRST_PAGE, ImageError, image_size, load_image, load_mask, write_jpeg, write_png
+from sam_lora.data import imaging
+from sam_lora.data.imaging import (
+    CLEAR,
+    FIRST_PAGE,
+    MORE_BANDS,
+    ON_WHITE,
+    ImageError,
+    image_size,
+    load_image,
+    load_label_map,
+    load_mask,
+    write_jpeg,
+    write_png,
+)
 from sam_lora.errors import UserError
 
 HEIGHT, WIDTH = 40, 60
@@ -153,6 +168,141 @@ def test_transparency_is_laid_on_white_and_the_first_page_taken(tmp_path: Path):
     pages = [Image.new("RGB", (WIDTH, HEIGHT), colour) for colour in ("red", "blue")]
     pages[0].save(tmp_path / "pages.tif", save_all=True, append_images=pages[1:])
     assert load_image(tmp_path / "pages.tif")[0, 0].tolist() == [255, 0, 0]
+
+
+def bands(count: int, kind: type = np.uint8) -> np.ndarray:
+    """(HEIGHT, WIDTH, count): the picture's three, then them again; the first as bright as 8 bits can be somewhere."""
+    return np.dstack([picture()] * 3)[..., :count].astype(kind)
+
+
+@pytest.mark.parametrize(("count", "kind", "options", "noted"), [
+    pytest.param(4, np.uint8, {"photometric": "rgb"}, MORE_BANDS, id="near-infrared that is called alpha"),
+    pytest.param(4, np.uint8, {"photometric": "rgb", "extrasamples": ["unspecified"]}, MORE_BANDS, id="a fourth band"),
+    pytest.param(4, np.uint8, {"photometric": "rgb", "extrasamples": ["assocalpha"]}, MORE_BANDS,
+                 id="near-infrared that is called premultiplied alpha"),
+    pytest.param(5, np.uint8, {"photometric": "rgb"}, MORE_BANDS, id="five bands"),
+    pytest.param(4, np.uint8, {"photometric": "minisblack"}, MORE_BANDS, id="four bands that are not called RGB"),
+    pytest.param(8, np.uint8, {"photometric": "rgb"}, MORE_BANDS, id="eight bands"),
+    pytest.param(4, np.uint16, {"photometric": "rgb"}, MORE_BANDS, id="16 bits"),
+    pytest.param(4, np.uint16, {"photometric": "minisblack"}, MORE_BANDS, id="16 bits that are not called RGB"),
+    pytest.param(3, np.uint16, {"photometric": "minisblack"}, None, id="three of 16 bits that are not called RGB"),
+    pytest.param(5, np.float32, {"photometric": "minisblack"}, MORE_BANDS, id="floats"),
+])
+@pytest.mark.parametrize("planes", ["contig", "separate"])
+def test_the_first_three_bands_of_a_tiff_are_its_colours(tmp_path: Path, count, kind, options, noted, planes):
+    pixels, notes = bands(count, kind), Counter()
+    tifffile.imwrite(tmp_path / "a.tif", np.moveaxis(pixels, 2, 0) if planes == "separate" else pixels,
+                     planarconfig=planes, **options)
+    loaded = load_image(tmp_path / "a.tif", notes=notes)
+    assert np.abs(loaded.astype(int) - picture()).max() <= (0 if kind == np.uint8 else 6)   # deep ones are stretched
+    assert notes == ({noted: 1} if noted else {}) and image_size(tmp_path / "a.tif") == (WIDTH, HEIGHT)
+
+
+@pytest.mark.parametrize(("suffix", "kind"), [(".png", np.uint8), (".png", np.uint16), (".tif", np.uint8),
+                                              (".tif", np.uint16), (".webp", np.uint8)])
+@pytest.mark.parametrize("clear", ["a corner", "everywhere", "nowhere"])
+def test_alpha_is_laid_on_white_where_the_file_says_it_is_alpha(tmp_path: Path, suffix, kind, clear):
+    top, notes = np.iinfo(kind).max, Counter()
+    alpha = np.full((HEIGHT, WIDTH, 1), top, kind)
+    alpha[{"a corner": np.s_[:10, :10], "everywhere": np.s_[:], "nowhere": np.s_[:0]}[clear]] = 0
+    path = tmp_path / f"a{suffix}"
+    pixels = np.concatenate([picture().astype(kind) * kind(top // 255), alpha], axis=2)
+    if suffix == ".tif":
+        tifffile.imwrite(path, pixels, photometric="rgb", extrasamples=["unassalpha"])
+    elif suffix == ".webp":
+        Image.fromarray(pixels).save(path, lossless=True, exact=True)
+    else:
+        assert cv2.imwrite(str(path), pixels[..., [2, 1, 0, 3]])
+    expected = picture()
+    if clear == "a corner":
+        expected[:10, :10] = 255
+    assert np.abs(load_image(path, notes=notes).astype(int) - expected).max() <= (0 if kind == np.uint8 else 6)
+    assert sum(notes.values()) == (clear != "nowhere")
+    assert all(key == {"a corner": ON_WHITE, "everywhere": CLEAR}[clear] for key in notes)
+
+
+def test_bands_that_no_library_reads_are_one_line(tmp_path: Path):
+    tifffile.imwrite(tmp_path / "a.tif", bands(8), photometric="rgb", rowsperstrip=HEIGHT)
+    content = bytearray((tmp_path / "a.tif").read_bytes())
+    content[content.index(struct.pack("<HHI", 259, 3, 1)) + 8] = 5     # its compression: LZW, of what is not
+    (tmp_path / "a.tif").write_bytes(content)
+    with pytest.raises(ImageError, match="a TIFF of 8 bands that cannot be read"):
+        load_image(tmp_path / "a.tif")
+
+
+def test_a_photo_over_pillow_s_limit_is_read_up_to_ours(tmp_path: Path, monkeypatch):
+    """178 megapixels are Pillow's own limit; here both are small."""
+    monkeypatch.setattr(imaging, "MAX_PIXELS", WIDTH * HEIGHT)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    write_png(tmp_path / "a.png", picture())
+    assert np.array_equal(load_image(tmp_path / "a.png"), picture()) and Image.MAX_IMAGE_PIXELS == 100
+    monkeypatch.setattr(imaging, "MAX_PIXELS", WIDTH * HEIGHT - 1)
+    with pytest.raises(ImageError, match="more than 0 megapixels"):
+        load_image(tmp_path / "a.png")
+
+
+def label_map(values: Sequence[int], kind: type = np.uint8) -> np.ndarray:
+    """A column of WIDTH // 12 pixels for each value, ground between them."""
+    numbers = np.zeros((HEIGHT, WIDTH), kind)
+    for place, value in enumerate(values):
+        numbers[5:35, place * 5:place * 5 + 4] = value
+    return numbers
+
+
+@pytest.mark.parametrize(("values", "kind"), [
+    pytest.param(range(1, 11), np.uint8, id="cells"),
+    pytest.param((1, 2), np.uint8, id="two classes"),
+    pytest.param((3, 17, 18, 40), np.uint8, id="what a crop left of more"),
+    pytest.param((1, 2, 255), np.uint8, id="VOC, whose 255 belongs to none"),
+    pytest.param(range(1, 12), np.uint16, id="16 bits"),
+    pytest.param((300, 301), np.uint16, id="16 bits, two of many"),
+])
+@pytest.mark.parametrize("suffix", [".png", ".tif"])
+def test_a_label_map_is_no_mask(tmp_path: Path, values, kind, suffix):
+    numbers = label_map(values, kind)
+    path = tmp_path / f"a{suffix}"
+    tifffile.imwrite(path, numbers) if suffix == ".tif" else Image.fromarray(numbers).save(path)
+    objects = [value for value in values if value != 255]
+    with pytest.raises(ImageError, match=f"a label map of {len(objects)} objects or classes.*--split_label_maps"):
+        load_mask(path)
+    found = load_label_map(path)
+    assert list(found) == objects and all(np.array_equal(found[value], numbers == value) for value in objects)
+
+
+def test_a_label_map_of_hundreds_is_no_mask(tmp_path: Path):
+    numbers = np.kron(np.arange(1, 401, dtype=np.uint16).reshape(20, 20), np.ones((6, 6), np.uint16))
+    numbers[::6] = numbers[:, ::6] = 0
+    Image.fromarray(numbers).save(tmp_path / "a.png")
+    assert list(load_label_map(tmp_path / "a.png")) == list(range(1, 401))
+    Image.fromarray((numbers // 2).astype(np.uint8)).save(tmp_path / "b.png")
+    assert list(load_label_map(tmp_path / "b.png")) == list(range(1, 201))
+
+
+def test_a_palette_s_indices_number_objects_too(tmp_path: Path):
+    image = Image.fromarray(label_map((1, 2, 255)), "P")
+    image.putpalette(np.random.default_rng(0).integers(0, 256, 768).tolist())
+    image.save(tmp_path / "voc.png")
+    assert list(load_label_map(tmp_path / "voc.png")) == [1, 2]
+
+
+@pytest.mark.parametrize("values", [(1,), (128, 255), (64, 127, 255), (64, 127, 191, 255), tuple(range(20, 256, 20)),
+                                    (200,), (7, 250, 253)])
+def test_a_mask_with_a_smooth_edge_is_one_object(tmp_path: Path, values):
+    Image.fromarray(label_map(values)).save(tmp_path / "a.png")
+    assert load_label_map(tmp_path / "a.png") == {}
+    assert np.array_equal(load_mask(tmp_path / "a.png"), label_map(values) > max(values) / 2)
+
+
+@pytest.mark.parametrize("radius", [120, 40, 15])
+@pytest.mark.parametrize(("kind", "top"), [(np.uint8, 255), (np.uint8, 200), (np.uint16, 65535), (np.uint16, 4095)])
+def test_a_blurred_mask_has_every_value_and_is_one_object(tmp_path: Path, kind, top, radius):
+    disc = np.zeros((300, 300), np.float32)
+    cv2.circle(disc, (150, 150), radius, 1, -1)
+    soft = cv2.GaussianBlur(disc, (0, 0), 12)
+    soft = (soft / soft.max() * top).astype(kind)
+    assert len(np.unique(soft)) > 0.6 * min(top, 256)
+    Image.fromarray(soft).save(tmp_path / "a.png")
+    assert np.array_equal(load_mask(tmp_path / "a.png"), soft > soft.max() / 2)
 
 
 def cut_off(path: Path) -> None:
