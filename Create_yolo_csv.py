@@ -33,13 +33,16 @@ def class_of_folder(name: str) -> tuple[str | None, str]:
 
 
 def main(args: argparse.Namespace) -> None:
-    from sam_lora.data import clicks, pairing, split_tables  # heavy imports, not needed for --help
+    from sam_lora.data import clicks, label_maps, pairing, split_tables  # heavy imports, not needed for --help
     names = [contracts.OUTPUT_TABLE]
     if not args.no_split:
         names += [contracts.split_table(split) for split in contracts.SPLITS]
     paths = [Path(args.output_dir) / name for name in names]
     files.refuse_existing(paths, args.overwrite)
 
+    if args.split_label_maps:
+        maps, masks = label_maps.split_label_maps(args.dataset_dir)
+        print(f"{maps} label maps became {masks} masks; they are in {label_maps.LABEL_MAPS_FOLDER}/ now")
     folders = pairing.read_class_folders(args.dataset_dir, class_of_folder)
     table, skipped = split_tables.place_points(folders, clicks.centre_and_farthest_points, args.num_workers)
     table, notes = split_tables.split_rows(table, args.split, args.seed, args.resplit)

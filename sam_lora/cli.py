@@ -172,6 +172,9 @@ def add_split_tables(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup
     data = parser.add_argument_group("data")
     data.add_argument("--dataset_dir", default="processed_dataset", metavar="DIR",
                       help="the class folders of step 1")
+    data.add_argument("--split_label_maps", action="store_true",
+                      help="for masks of your own that number their objects (1, 2, 3 ...): make a mask of each object, "
+                           "and keep the numbered file in label_maps/")
     out = parser.add_argument_group("output")
     out.add_argument("--output_dir", default=".", metavar="DIR", help="where to write the tables")
     add_overwrite(out)

@@ -1,3 +1,5 @@
+import cv2
+import numpy as np
 import pytest
 from class_folder_builder import BAR, EMPTY, write_manifest, write_pair, write_set
 from data_set_builder import entries, read_text, refused, run_script
@@ -26,6 +28,27 @@ def make_set(folder, classes=("Class_7_Dental_Calculus", "Class_12_caries"), pho
         rows += write_set(folder, name, class_id, class_name.replace("_", " "),
                           [f"{number}_{photo}.jpg" for photo in range(photos)], first_seed=1000 * number, **more)
     return rows
+
+
+def test_masks_that_number_their_objects_are_refused_or_split(in_tmp_path, capsys):
+    """Ten cells in each of six photos: never one object of half of them."""
+    numbers = np.kron(np.arange(1, 11, dtype=np.uint8).reshape(2, 5), np.ones((10, 8), np.uint8))
+    numbers[::10] = numbers[:, ::8] = 0
+    for photo in range(6):
+        write_pair(in_tmp_path / "processed_dataset", "Class_1_cell", f"img{photo}", photo, numbers > 0)
+        cv2.imwrite(str(in_tmp_path / f"processed_dataset/Class_1_cell/masks/img{photo}.png"), numbers)
+    code, said = refused(capsys, Create_csv, "--num_workers", 0)
+    assert code == 1 and "a label map of 10 objects or classes, expected a mask of one object; give Create_csv.py or " \
+           "Create_yolo_csv.py --split_label_maps" in said
+    run("--split_label_maps")
+    assert "6 label maps became 60 masks" in capsys.readouterr().out
+    tables = [read_text(f"{split}.csv") for split in ("train", "val", "test")]
+    assert sum(len(table) for table in tables) == 60
+    for table in tables:
+        for row in table.itertuples():
+            assert row.image_path == row.mask_path.replace("/masks/", "/images/")[:-len("_0001.png")] + ".png"
+            assert numbers[int(row.point1_y), int(row.point1_x)] == int(row.mask_path[-8:-4])
+        assert table.groupby("source_image").size().eq(10).all()
 
 
 def test_whole_tables(in_tmp_path, capsys):
