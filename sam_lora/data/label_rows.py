@@ -11,8 +11,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
-import numpy as np
-
 PIXEL_COORDINATE = 1.5      # beyond it a number is no fraction of a photo's width or height
 FAR = 1e15                  # beyond it a coordinate is as good as infinite
 MOST = 0.9                  # of a data set's rows, to say of all that they have an id
@@ -63,29 +61,31 @@ def style_of(lines: Iterable[str]) -> RowStyle:
     wrong end, a polygon has the right points with x and y changed over, but one, which is far from the others.)
     """
     odd = odd_with_id = even = even_with_id = 0
-    lengths = np.zeros(2)
+    last_dropped = first_dropped = 0.0      # lengths of outlines
     for line in lines:
         tokens = line.split()
         count = len(tokens) - 1
         if count >= 5 and count % 2 and not _above_one(tokens[-1]):
             odd, odd_with_id = odd + 1, odd_with_id + tokens[1].isdecimal()
             if 7 <= count <= MOST_COMPARED and odd <= MOST_COMPARED:
-                lengths += _outline_length(tokens[1:-1]), _outline_length(tokens[2:])
+                last_dropped += _outline_length(tokens[1:-1])
+                first_dropped += _outline_length(tokens[2:])
         elif count >= 6 and count % 2 == 0:
             even, even_with_id = even + 1, even_with_id + _confidence_and_id(*tokens[-2:])
     id_before = bool(odd) and odd_with_id >= MOST * odd
     return RowStyle(id_before, bool(even) and even_with_id >= MOST * even,
-                    not id_before and odd >= FEWEST and bool(lengths[1] < CLEARLY * lengths[0]))
+                    not id_before and odd >= FEWEST and first_dropped < CLEARLY * last_dropped)
 
 
 def _outline_length(tokens: Sequence[str]) -> float:
     """Around the polygon, back to its first point; 0 where these are no numbers."""
     try:
-        points = np.array(tokens, float).reshape(-1, 2)
+        numbers = list(map(float, tokens))
     except ValueError:
         return 0.0
-    length = np.hypot(*(points - np.roll(points, 1, axis=0)).T).sum()
-    return float(length) if np.isfinite(length) else 0.0
+    points = list(zip(numbers[::2], numbers[1::2]))
+    length = sum(map(math.dist, points, points[1:] + points[:1]))
+    return length if math.isfinite(length) else 0.0
 
 
 def _above_one(token: str) -> bool:

@@ -12,9 +12,10 @@ import numpy as np
 
 from sam_lora import contracts, workers
 from sam_lora.data import splits
-from sam_lora.data.imaging import IMAGE_SUFFIXES, ImageError, load_image, load_mask
+from sam_lora.data.imaging import ImageError, load_image, load_mask
 from sam_lora.data.pairing import CONVERTERS, ClassFolders, Pair, Skipped
 from sam_lora.data.photo_groups import merge_groups, source_group
+from sam_lora.data.sources import IMAGE_SUFFIXES
 from sam_lora.errors import UserError
 from sam_lora.tables import write_tables
 
