@@ -8,6 +8,7 @@ import contextlib
 import traceback
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from conftest import random_sam
@@ -17,6 +18,7 @@ from torch.utils._pytree import tree_leaves
 from sam_lora.model import checkpoints
 from sam_lora.model.attention import speed_up
 from sam_lora.model.batches import Batch
+from sam_lora.model.finder_targets import Cells, Scene, stack_cells
 from sam_lora.model.lora import LoraSettings
 from sam_lora.model.prompts import Prompts
 from sam_lora.training.distributed import Ranks
@@ -57,33 +59,45 @@ def caller() -> str:
     return f"{Path(frames[-1].filename).name}: {frames[-1].name}" if frames else "PyTorch"
 
 
-def model(model_type: str = "vit_mini"):
-    sam = random_sam(model_type, SIDE)
+def model(find: bool = False):
+    sam = random_sam("vit_mini", SIDE)
     speed_up(sam)
-    checkpoints.prepare_for_training(sam, LoraSettings(4, 8.0, targets=("qkv", "lin1")), train_decoder=True)
+    checkpoints.prepare_for_training(sam, LoraSettings(4, 8.0, targets=("qkv", "lin1")), train_decoder=True,
+                                     find={"classes": ["crack", "spall"]} if find else None)
     return sam.to("meta")
 
 
-def batch(boxes: torch.Tensor | None, labels: list[list[int]]) -> Batch:
+def batch(boxes: torch.Tensor | None, labels: list[list[int]], find: bool = False) -> Batch:
+    """`find`: of whole photos, the last of which has no object."""
     prompts = Prompts(torch.rand(3, 2, 2) * 100, torch.tensor(labels), boxes)
     return Batch([0, 1, 2], torch.zeros(2, 3, SIDE, SIDE, dtype=torch.uint8), [0, 1],
                  torch.tensor([[SIDE, 96], [100, SIDE]]), [(90, 80)] * 2, torch.tensor([0, 1, 1]), prompts,
-                 torch.zeros(3, SIDE, SIDE, dtype=torch.uint8), [], [])
+                 torch.zeros(3, SIDE, SIDE, dtype=torch.uint8), [], [],
+                 counted=torch.tensor([1.0, 0, 0]) if find else None, cells=cells() if find else None)
 
 
+def cells() -> Cells:
+    """Of two images, an object in the first."""
+    owner = np.zeros((SIDE, 96), np.int16)
+    owner[20:70, 10:60] = 1
+    scenes = [Scene(owner, (1,), 8), Scene(np.zeros((100, SIDE), np.int16), (), 8)]
+    return stack_cells([scene.cells(SIDE) for scene in scenes])
+
+
+@pytest.mark.parametrize("find", [False, True])
 @pytest.mark.parametrize(("boxes", "labels"), [
     pytest.param(None, [[1, 1], [1, 0], [1, 1]], id="points"),
     pytest.param(None, [[1, 1], [1, -1], [1, 1]], id="points of two numbers"),
     pytest.param(torch.tensor([[1., 2, 30, 40]] * 3), [[1, 1], [-1, -1], [1, 1]], id="points and boxes")])
-def test_a_step_looks_at_the_device_once(boxes, labels, monkeypatch):
+def test_a_step_looks_at_the_device_once(boxes, labels, find, monkeypatch):
     monkeypatch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())   # it knows no meta
-    sam = model()
+    sam = model(find)
     update = Update.by_adamw(sam, torch.amp.GradScaler("cpu", enabled=False), LearningRate(1e-3, 10, 0.0), 0.01, 0.9)
     update.number = 1       # the run's first step also looks at every gradient
     epoch = Epoch(1, torch.device("meta"), Ranks())
     with Watched() as watched:
         for _ in range(2):  # what the first step makes, the second finds
-            loss, iou = batch_loss(sam, batch(boxes, labels).to(sam.device), bce_iou, 0.25)
+            loss, iou = batch_loss(sam, batch(boxes, labels, find).to(sam.device), bce_iou, 0.25)
             update.backward(loss, 0.5)
             epoch.add(loss, iou, 3)
             update.step()
