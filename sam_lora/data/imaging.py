@@ -184,7 +184,7 @@ def _opened(path: str | Path):
     except Image.DecompressionBombError as error:
         raise ImageError(path, f"more than {MAX_PIXELS // 10**6} megapixels; cut it into several files") from error
     except (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, OverflowError, struct.error,
-            ZeroDivisionError, cv2.error) as error:
+            ZeroDivisionError, RuntimeError, cv2.error) as error:      # RuntimeError: AVIF
         raise ImageError(path, f"broken image ({str(error).splitlines()[0] if str(error) else 'cannot be decoded'})"
                          ) from error
 

@@ -445,7 +445,7 @@ def test_hostile_pictures_are_one_line(tmp_path: Path, content: bytes, said: str
             read(path)
 
 
-@pytest.mark.parametrize("suffix", [".jpg", ".png", ".tif", ".webp", ".bmp"])
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".tif", ".webp", ".bmp", ".avif", ".gif", ".jp2", ".ppm", ".tga"])
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
 def test_a_damaged_picture_loads_or_says_so(tmp_path: Path, suffix: str, data: st.DataObject):
