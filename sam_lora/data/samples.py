@@ -17,6 +17,7 @@ from sam_lora.tables import (
 )
 
 MAX_REPORTED = 3  # bad rows named in one error; a row's number is its line in the file
+BOX_SLACK = 0.01  # of the picture's width or height that a box may stick out, at least a pixel: detectors round so
 
 
 @dataclass(frozen=True)
@@ -108,9 +109,17 @@ def sample_problem(sample: Sample, sizes: dict[Path, tuple[int, int] | str], nee
     if outside:
         return f"point ({outside[0][0]:g}, {outside[0][1]:g}) lies outside {sample.image_text} ({width}x{height} px)"
     box = sample.box
-    if box is not None and not (box[0] < width and box[1] < height and box[2] > 0 and box[3] > 0):
+    if box is not None and _box_sticks_out(box, width, height):
         return f"box {','.join(f'{value:g}' for value in box)} lies outside {sample.image_text} ({width}x{height} px)"
     return None
+
+
+def _box_sticks_out(box: tuple[float, float, float, float], width: int, height: int) -> bool:
+    """Does the box miss the picture, or reach out of it by more than BOX_SLACK?"""
+    beside = not (box[0] < width and box[1] < height and box[2] > 0 and box[3] > 0)
+    slack_x, slack_y = max(1, BOX_SLACK * width), max(1, BOX_SLACK * height)
+    return beside or not (-slack_x <= box[0] and box[2] <= width + slack_x
+                          and -slack_y <= box[1] and box[3] <= height + slack_y)
 
 
 def prompt_kinds(samples: Sequence[Sample]) -> set[tuple[int, bool]]:
