@@ -158,12 +158,12 @@ def add_conversion(parser: argparse.ArgumentParser) -> None:
 
 
 class SplitFractions(argparse.Action):
-    """Three fractions that sum to 1, the first (train) above 0."""
+    """Three fractions that sum to 1."""
 
     def __call__(self, parser, namespace, values, option_string=None):
-        if values[0] == 0 or abs(sum(values) - 1) > 1e-6:
-            raise argparse.ArgumentError(self, "expected three fractions that sum to 1, with train above 0; "
-                                               f"got {' '.join(map(str, values))}")
+        if abs(sum(values) - 1) > 1e-6:
+            raise argparse.ArgumentError(self, f"expected three fractions that sum to 1; got "
+                                               f"{' '.join(map(str, values))}")
         setattr(namespace, self.dest, values)
 
 
@@ -178,7 +178,8 @@ def add_split_tables(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup
     split = parser.add_argument_group("split")
     split.add_argument("--split", nargs=3, type=non_negative_float, action=SplitFractions, default=[0.6, 0.2, 0.2],
                        metavar=("TRAIN", "VAL", "TEST"),
-                       help="fractions for the part of the data set that comes without a split of its own")
+                       help="fractions for the part of the data set that comes without a split of its own; 0 0 1: "
+                            "a test table alone")
     add_seed(split)
     split.add_argument("--resplit", action="store_true", help="ignore the data set's own split and make a new one")
     run_group = parser.add_argument_group("run")

@@ -3,7 +3,10 @@ from class_folder_builder import BAR, EMPTY, write_manifest, write_pair, write_s
 from data_set_builder import entries, read_text, refused, run_script
 
 import Create_csv
+import reformated_csv
 from Create_csv import class_of_folder
+from sam_lora.data.samples import check_samples, read_samples
+from sam_lora.errors import UserError
 
 COLUMNS = ["image_path", "mask_path", "class_id", "class_name", "point1_x", "point1_y", "point2_x", "point2_y",
            "point3_x", "point3_y", "source_image"]
@@ -82,6 +85,30 @@ def test_resplit_and_split(in_tmp_path, capsys):
     assert "split from scratch, the data set's own split is not used" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(("split", "own", "expected"), [
+    pytest.param("0 0 1", [""] * 10, {"test": 20}, id="test alone"),
+    pytest.param("0 1 0", [""] * 10, {"val": 20}, id="val alone"),
+    pytest.param("0 0.5 0.5", [""] * 10, {"val": 10, "test": 10}, id="no train"),
+    pytest.param("0 0 1", ["test"] * 10, {"test": 20}, id="the own split has nothing else"),
+    pytest.param("0 0.5 0.5", ["val"] * 3 + ["test"] * 7, {"val": 6, "test": 14}, id="the own split is kept"),
+    pytest.param("0 0 1", ["val"] * 10, {"test": 20}, id="the own split has no test"),
+])
+def test_tables_to_measure_with_only(in_tmp_path, split, own, expected):
+    """And the next step takes them; training says that there is nothing to train with."""
+    rows = make_set(in_tmp_path / "processed_dataset", split_of=own)
+    write_manifest(in_tmp_path / "processed_dataset", rows)
+    run("--split", *split.split())
+    assert {path.stem: len(read_text(path.name)) for path in in_tmp_path.glob("*.csv")} == expected
+    run_script(reformated_csv)
+    for side in expected:
+        samples = read_samples(f"{side}_reformatted.csv")
+        check_samples(samples, f"{side}_reformatted.csv", need_labels=True)
+        assert len(samples) == expected[side]
+    with pytest.raises(UserError, match=f"^train_reformatted.csv: no such file, nor a train.csv to make it from: the "
+                                        f"split has no train rows .there is {'val' if 'val' in expected else 'test'}_"):
+        read_samples("train_reformatted.csv")
+
+
 def test_without_a_manifest(in_tmp_path, capsys):
     """Ids and names from the folders, photos from the file names."""
     for number in range(6):
@@ -144,9 +171,9 @@ def test_nothing_is_overwritten_unasked(in_tmp_path, capsys):
     pytest.param(["--dataset_dir", "file"], 1, "file: is a file, expected the folder", id="a file for a folder"),
     pytest.param(["--output_dir", "file"], 1, "file: is a file; expected a folder", id="a file for the output"),
     pytest.param(["--output_dir", "file/deeper"], 1, "file", id="a file above the output"),
-    pytest.param(["--split", "0.6", "0.2", "0.1"], 2, "expected three fractions that sum to 1, with train above 0; "
-                 "got 0.6 0.2 0.1", id="fractions that do not sum to 1"),
-    pytest.param(["--split", "0", "0.5", "0.5"], 2, "train above 0", id="no train"),
+    pytest.param(["--split", "0.6", "0.2", "0.1"], 2, "expected three fractions that sum to 1; got 0.6 0.2 0.1",
+                 id="fractions that do not sum to 1"),
+    pytest.param(["--split", "0", "0", "0"], 2, "fractions that sum to 1; got 0.0 0.0 0.0", id="nothing at all"),
     pytest.param(["--split", "0.6", "nan", "0.2"], 2, "must be a finite number", id="not a number"),
     pytest.param(["--split", "0.6", "0.4"], 2, "expected 3 arguments", id="two shares"),
     pytest.param(["--num_workers", "-1"], 2, "must not be negative", id="workers"),

@@ -40,9 +40,23 @@ class Sample:
 
 def read_samples(table_path: str | Path) -> list[Sample]:
     """Read a training table. Raises UserError for missing columns, no rows, or cells that do not hold points."""
+    _refuse_empty_split(Path(table_path))
     table = read_table(table_path, contracts.TRAINING_COLUMNS, contracts.MADE_BY["training"])
     return [_sample(row, f"{table_path} row {line}", table_path)
             for line, row in zip(row_lines(table_path, len(table)), table.to_dict("records"))]
+
+
+def _refuse_empty_split(path: Path) -> None:
+    """UserError where a table is missing because the split gave that side no rows: no script would make it."""
+    names = {contracts.training_table(split): split for split in contracts.SPLITS}
+    if path.name not in names or path.exists():
+        return
+    split = names.pop(path.name)
+    beside = [name for name in names if (path.parent / name).is_file()]
+    if beside and not (path.parent / contracts.split_table(split)).exists():
+        raise UserError(f"{path}: no such file, nor a {contracts.split_table(split)} to make it from: the split has no "
+                        f"{split} rows (there is {' and '.join(beside)}); name another table, or split again so that "
+                        f"{split} gets some, for which one photo may be too few: {contracts.MADE_BY['split']}")
 
 
 def _sample(row: dict[str, str], where: str, table_path: str | Path) -> Sample:

@@ -49,12 +49,14 @@ def complete_split(given: Sequence[str], groups: Sequence[str], class_ids: Seque
     """Keep the data set's own split; take what it lacks from train, by group -> (split of each row, notes in words).
 
     `given`: train, val, test or "" for each row. Rows without one join the rest of their group, else are split by
-    `fractions`. A data set without a split, or without train, is split from scratch.
+    `fractions`. A data set without a split, or without train where train is wanted, is split from scratch.
     """
     rows_given = Counter(side for side in given if side)
     counted = ", ".join(f"{side} {rows_given[side]}" for side in SPLITS if rows_given[side])
-    if "train" not in rows_given:
-        why = f"the data set's own split has no train ({counted})" if rows_given else "the data set has no split"
+    wanted = {side for side, fraction in zip(SPLITS, fractions) if fraction > 0}
+    if "train" not in rows_given and not (rows_given and wanted <= rows_given.keys()):
+        lacking = next((side for side in SPLITS if side in wanted and side not in rows_given), "")
+        why = f"the data set's own split has no {lacking} ({counted})" if rows_given else "the data set has no split"
         return random_split(groups, class_ids, fractions, seed), [f"{why}; split by photo from scratch"]
     split, notes = list(given), [f"the data set's own split is kept ({counted}); --resplit makes a new one"]
 
