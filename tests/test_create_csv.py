@@ -49,6 +49,7 @@ def test_whole_tables(in_tmp_path, capsys):
         "7 Dental Calculus       1       1       1       3",
         "rows                    1       1       1       3",
         "photos                  1       1       1       3",
+        "by file name: 3 groups of 3 files",
         "the data set's own split is kept (train 1, val 1, test 1); --resplit makes a new one",
         "photos in more than one split: 0 of 3 (copies of a photo count once)",
         "wrote train.csv (1 rows)", "wrote val.csv (1 rows)", "wrote test.csv (1 rows)"]
