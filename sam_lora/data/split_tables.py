@@ -18,7 +18,7 @@ from sam_lora.data.imaging import ImageError, load_image, load_mask
 from sam_lora.data.manifest import ManifestRow, read_manifest
 from sam_lora.data.pairing import CONVERTERS, ClassFolders, Skipped
 from sam_lora.errors import UserError
-from sam_lora.tables import read_table, write_tables
+from sam_lora.tables import read_table, row_lines, write_tables
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -155,8 +155,8 @@ def _photos_told(files: Sequence[str], rows: Sequence[ManifestRow | None], told:
                             "expected a pattern whose first group is the photo's name, e.g. '([^/]+)_[0-9]+[.]'")
     elif told.table:
         where = told.table
-        photo_of = _photo_table(told.table)
-        photos = [photo_of.get(file) or photo_of.get(file.rpartition("/")[2], "") for file in files]
+        photo_of = _photo_table(told.table, {*files})
+        photos = [photo_of.get(file, "") for file in files]
         if not any(photos):
             raise UserError(f"{told.table}: names none of {count} files, e.g. {files[0]}; expected them in the column "
                             f"{contracts.SOURCE_COLUMN}, as in {contracts.MANIFEST_FILE}")
@@ -167,11 +167,23 @@ def _photos_told(files: Sequence[str], rows: Sequence[ManifestRow | None], told:
     return photos, [f"by {where}: {len({*photos} - {''})} groups of {len(known)} files"] if known else []
 
 
-def _photo_table(path: str) -> dict[str, str]:
-    """source_image -> photo. Raises UserError."""
+def _photo_table(path: str, files: Collection[str]) -> dict[str, str]:
+    """File -> photo, of those of `files` that the table names, by path or where that is enough by name. Raises
+    UserError."""
     rows = read_table(path, (contracts.SOURCE_COLUMN, contracts.PHOTO_COLUMN), "any editor: the file, and its photo")
-    return {file.replace("\\", "/"): photo for file, photo in zip(rows[contracts.SOURCE_COLUMN],
-                                                                   rows[contracts.PHOTO_COLUMN])}
+    named = {file: [file] for file in files}
+    for file in sorted(files):
+        name = file.rpartition("/")[2]
+        if name not in files:
+            named.setdefault(name, []).append(file)
+    photo_of = {}
+    for row, (text, photo) in enumerate(zip(rows[contracts.SOURCE_COLUMN], rows[contracts.PHOTO_COLUMN])):
+        meant = named.get(text.replace("\\", "/"), [])
+        if len(meant) > 1:
+            raise UserError(f"{path}: row {row_lines(path, len(rows))[row]}: {text} may be {meant[0]} or {meant[1]}; "
+                            "expected the path below the data set's folder")
+        photo_of |= dict.fromkeys(meant, photo)
+    return photo_of
 
 
 # ---- splitting --------------------------------------------------------------------------------------------

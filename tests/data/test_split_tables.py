@@ -124,6 +124,19 @@ def test_a_table_names_the_photo(tmp_path):
         grouped(tmp_path, Told(table=str(path)))
 
 
+def test_a_name_in_the_table_that_could_be_two_files(tmp_path):
+    one_photo(tmp_path, [(0, 0, 40, 24)] * 4, ("d/a.jpg", "e/b1.jpg", "a.jpg", "f/c.jpg"))
+    path = tmp_path / "photos.csv"
+    path.write_text("source_image,photo\na.jpg,one\nb1.jpg,one\nf\\c.jpg,two\n")
+    table, _ = grouped(tmp_path, Told(table=str(path)))
+    assert dict(zip(table["source_image"], table["group"])) == {
+        "d/a.jpg": "d/a.jpg", "e/b1.jpg": "photo one", "a.jpg": "photo one", "f/c.jpg": "photo two"}
+    one_photo(tmp_path / "two", [(0, 0, 40, 24)] * 2, ("d/b.jpg", "e/b.jpg"))
+    path.write_text("source_image,photo\nb.jpg,one\n")
+    with pytest.raises(UserError, match="photos.csv: row 2: b.jpg may be d/b.jpg or e/b.jpg; expected the path below"):
+        grouped(tmp_path / "two", Told(table=str(path)))
+
+
 def test_a_column_of_the_manifest_names_the_photo(tmp_path):
     numbered(tmp_path, photo=["one", "two", "one", ""])
     table, notes = grouped(tmp_path)
