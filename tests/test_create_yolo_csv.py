@@ -151,8 +151,8 @@ def test_one_whole_photo_cannot_be_split_and_the_next_steps_say_so(in_tmp_path, 
     run()
     assert "warning: one photo cannot be split: all 2 rows are train" in capsys.readouterr().out
     run_script(reformated_csv)
-    with pytest.raises(UserError, match="^test_reformatted.csv: no such file, nor a test.csv to make it from: the split "
-                                        "has no test rows .there is train_reformatted.csv"):
+    with pytest.raises(UserError, match="^test_reformatted.csv: no such file, nor a test.csv to make it from: the "
+                                        "split has no test rows .there is train_reformatted.csv"):
         read_samples("test_reformatted.csv")
 
 

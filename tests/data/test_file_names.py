@@ -1,7 +1,11 @@
+import re
+from pathlib import Path
+
 import pytest
 
 from sam_lora.data.file_names import COPY, FRAME, TILE, Origin, origins
 
+README = Path(__file__).resolve().parents[2] / "README.md"
 UUID = "5f3c2a1b-9c1d-4e2f-8a3b-0123456789ab"
 
 
@@ -84,6 +88,29 @@ def test_names_of_different_photos(stem, beside):
 def test_names_that_need_others_beside_them(stem, beside, photo):
     assert origin(stem, *beside).looked_for == photo
     assert origin(stem).kinds == () or ".rf." in stem
+
+
+def readme_rows():
+    """(what is recognised, the names) of the README's table."""
+    section = README.read_text(encoding="utf-8").split("\n### Which files are one photo\n")[1].split("\n## ")[0]
+    rows = [line.strip("| ").split(" | ") for line in section.splitlines() if line.startswith("| ")][1:]
+    return [(what, re.findall(r"`([^`]+)\.jpg`", names)) for what, names in rows], re.findall(
+        r"`([^`]+)\.jpg`", section.partition("Mere numbers")[2].partition(". If")[0])
+
+
+def test_the_readme_lists_names_as_they_are():
+    rows, others = readme_rows()
+    assert [what.split(",")[0] for what, _ in rows] == ["exported copies", "augmented copies", "effects",
+                                                        "copies by hand", "slices and tiles", "video frames"]
+    assert sum(len(names) for _, names in rows) > 40
+    for what, names in rows:
+        for name in {*names} - {"wall"}:
+            beside = ["wall"] if what.startswith(("effects", "copies")) else ["wall_0_0"]
+            found = origin(name, *beside)
+            assert found.kinds and found.looked_for in (
+                {"aug_12_5321": "aug_12", "video_3_0012": "video_3", "clipA-0012": "clipA", "frame_0012": ""}.get(
+                    name, "wall"),), name
+    assert len(others) == 4 and not any(origin(name, *others).kinds for name in others)
 
 
 @pytest.mark.parametrize(("stem", "place"), [
