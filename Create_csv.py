@@ -8,8 +8,9 @@ Writes  train.csv val.csv test.csv: image_path, mask_path, class_id, class_name,
     python Create_csv.py --dataset_dir processed_dataset --split 0.7 0.15 0.15 --resplit --overwrite
 
 Points: the centre of the mask, and two points at equal distance on opposite sides of it; all inside the mask.
-Split: all objects of a photo, and all augmented copies of it, are in the same split. The data set's own train/val/test
-is kept where it has one; a split that it lacks is taken from train. Next step: python reformated_csv.py
+Split: all objects of a photo, and all copies, tiles and video frames of it as far as their names or --group_by tell,
+are in the same split; a single photo is split by area. The data set's own train/val/test is kept where it has one; a
+split that it lacks is taken from train. Next step: python reformated_csv.py
 """
 
 import argparse
@@ -41,8 +42,9 @@ def main(args: argparse.Namespace) -> None:
         print(f"{maps} label maps became {masks} masks; they are in {label_maps.LABEL_MAPS_FOLDER}/ now")
     folders = pairing.read_class_folders(args.dataset_dir, class_of_folder)
     table, skipped = split_tables.place_points(folders, clicks.centre_and_opposite_points, args.num_workers)
-    table, notes = split_tables.split_rows(table, args.split, args.seed, args.resplit)
-    notes += split_tables.write(table, paths)
+    table, notes = split_tables.group_rows(table, args.dataset_dir, split_tables.Told(args.group_by, args.group_csv))
+    table, split_notes = split_tables.split_rows(table, args.split, args.seed, args.resplit, args.split_by)
+    notes += split_notes + split_tables.write(table, paths)
     print(split_tables.summary(table, folders, skipped), *folders.notes, *notes, sep="\n")
 
 

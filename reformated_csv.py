@@ -6,7 +6,7 @@ Writes  train_reformatted.csv val_reformatted.csv test_reformatted.csv: image, l
 
     python reformated_csv.py
     python reformated_csv.py --prompts box          prompt with each mask's box instead of three points; both: with both
-    python reformated_csv.py --input_dir tables --output_dir tables --splits train test --overwrite
+    python reformated_csv.py --input_dir tables --splits train test --overwrite      written to tables, too
 
 A split table that does not exist (a small data set may have no val) is passed over. Next step: python train.py
 """
@@ -36,7 +36,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     data.add_argument("--prompts", choices=PROMPTS, default="points",
                       help="what the rows prompt with: the three points, the box tight around the mask, or both")
     output = parser.add_argument_group("output")
-    output.add_argument("--output_dir", default=".", metavar="DIR", help="training tables go here")
+    output.add_argument("--output_dir", metavar="DIR", help="training tables go here (default: --input_dir)")
     cli.add_overwrite(output)
     return parser
 
@@ -105,7 +105,8 @@ def pixel(text: str) -> float | None:
 def main(args: argparse.Namespace) -> None:
     import pandas as pd  # heavy, not needed for --help
     inputs = {split: Path(args.input_dir) / contracts.split_table(split) for split in args.splits}
-    outputs = {split: Path(args.output_dir) / contracts.training_table(split) for split in args.splits}
+    output_dir = Path(args.input_dir if args.output_dir is None else args.output_dir)
+    outputs = {split: output_dir / contracts.training_table(split) for split in args.splits}
     files.refuse_existing(list(outputs.values()), args.overwrite)
     if not any(path.exists() for path in inputs.values()):
         raise UserError(f"{args.input_dir}: no {', '.join(path.name for path in inputs.values())} in it; "

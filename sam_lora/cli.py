@@ -93,6 +93,17 @@ def tile_size(text: str) -> int:
     return value
 
 
+def photo_pattern(text: str) -> re.Pattern[str]:
+    """argparse type: a regular expression with a group."""
+    try:
+        pattern = re.compile(text)
+    except re.error as error:
+        raise argparse.ArgumentTypeError(f"not a regular expression: {error}; got {text}") from error
+    if not pattern.groups:
+        raise argparse.ArgumentTypeError(f"expected a group, ( and ), around the photo's name; got {text}")
+    return pattern
+
+
 def non_negative_float(text: str) -> float:
     """argparse type: a finite number of at least 0."""
     value = float(text)
@@ -161,12 +172,12 @@ def add_conversion(parser: argparse.ArgumentParser) -> None:
 
 
 class SplitFractions(argparse.Action):
-    """Three fractions that sum to 1, the first (train) above 0."""
+    """Three fractions that sum to 1."""
 
     def __call__(self, parser, namespace, values, option_string=None):
-        if values[0] == 0 or abs(sum(values) - 1) > 1e-6:
-            raise argparse.ArgumentError(self, "expected three fractions that sum to 1, with train above 0; "
-                                               f"got {' '.join(map(str, values))}")
+        if abs(sum(values) - 1) > 1e-6:
+            raise argparse.ArgumentError(self, f"expected three fractions that sum to 1; got "
+                                               f"{' '.join(map(str, values))}")
         setattr(namespace, self.dest, values)
 
 
@@ -184,8 +195,20 @@ def add_split_tables(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup
     split = parser.add_argument_group("split")
     split.add_argument("--split", nargs=3, type=non_negative_float, action=SplitFractions, default=[0.6, 0.2, 0.2],
                        metavar=("TRAIN", "VAL", "TEST"),
-                       help="fractions for the part of the data set that comes without a split of its own")
+                       help="fractions for the part of the data set that comes without a split of its own; 0 0 1: "
+                            "a test table alone")
     add_seed(split)
+    told = split.add_mutually_exclusive_group()
+    told.add_argument("--group_by", type=photo_pattern, metavar="REGEX",
+                      help="which photo a file shows, where its name does not say so in a common way: the first group "
+                           "of this pattern, searched in its path below the data set's folder, e.g. 'site([0-9]+)_'")
+    told.add_argument("--group_csv", metavar="FILE",
+                      help="the same by a table with the columns source_image (as in instances.csv, or the file's "
+                           "name) and photo; a column photo in instances.csv counts without a flag")
+    split.add_argument("--split_by", choices=("auto", "photo", "area"), default="auto",
+                       help="area: cut every photo into blocks for train, val and test, with gaps between them, as far "
+                            "as its crops or tiles allow (frames of a video: by time); photo: keep photos whole; auto: "
+                            "by area only where there is but one photo")
     split.add_argument("--resplit", action="store_true", help="ignore the data set's own split and make a new one")
     run_group = parser.add_argument_group("run")
     add_num_workers(run_group, min(8, os.cpu_count() or 1))

@@ -26,6 +26,7 @@ MANIFEST_COLUMNS = (   # the fields of data.manifest.ManifestRow
     "rasteriser",      # how the mask was drawn
     "source_digest",   # of the photo's file: equal for copies of a photo under other names
 )
+PHOTO_COLUMN = "photo"     # a column that a user may add: rows with the same text are of one photo
 
 # 2. split tables
 OUTPUT_TABLE = "output.csv"

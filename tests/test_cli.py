@@ -168,7 +168,7 @@ def test_number_types(kind, text, expected):
     pytest.param("1 0 0", True, id="train only"),
     pytest.param("0.7 0.1 0.2", True, id="a sum that is 1 but for rounding"),
     pytest.param("60 20 20", False, id="per cent"),
-    pytest.param("0 0.5 0.5", False, id="no train"),
+    pytest.param("0 0 1", True, id="test only"),
     pytest.param("0.5 0.5", False, id="two"),
     pytest.param("0.6 0.6 -0.2", False, id="negative"),
 ])

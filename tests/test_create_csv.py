@@ -1,11 +1,14 @@
 import cv2
 import numpy as np
 import pytest
-from class_folder_builder import BAR, EMPTY, write_manifest, write_pair, write_set
+from class_folder_builder import BAR, EMPTY, manifest_row, write_manifest, write_pair, write_set
 from data_set_builder import entries, read_text, refused, run_script
 
 import Create_csv
+import reformated_csv
 from Create_csv import class_of_folder
+from sam_lora.data.samples import check_samples, read_samples
+from sam_lora.errors import UserError
 
 COLUMNS = ["image_path", "mask_path", "class_id", "class_name", "point1_x", "point1_y", "point2_x", "point2_y",
            "point3_x", "point3_y", "source_image"]
@@ -69,6 +72,7 @@ def test_whole_tables(in_tmp_path, capsys):
         "7 Dental Calculus       1       1       1       3",
         "rows                    1       1       1       3",
         "photos                  1       1       1       3",
+        "by file name: 3 groups of 3 files",
         "the data set's own split is kept (train 1, val 1, test 1); --resplit makes a new one",
         "photos in more than one split: 0 of 3 (copies of a photo count once)",
         "wrote train.csv (1 rows)", "wrote val.csv (1 rows)", "wrote test.csv (1 rows)"]
@@ -103,6 +107,74 @@ def test_resplit_and_split(in_tmp_path, capsys):
     run("--resplit", "--split", "0.8", "0.1", "0.1", "--overwrite")
     assert [len(read_text(f"{split}.csv")) for split in ("train", "val", "test")] == [16, 2, 2]
     assert "split from scratch, the data set's own split is not used" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("photos", "told"), [
+    pytest.param([[f"augmented/images/image_{i:04d}{s}.jpg" for s in ("", "_aug0", "_aug1", "_aug2", "_aug3")]
+                  for i in range(12)], "by file name: 12 groups of 60 files (48 copies, e.g. augmented/images/"
+                 "image_0000_aug0.jpg of augmented/images/image_0000.jpg)", id="copies by an augmentation script"),
+    pytest.param([[f"ortho{i}_{x}_0_{x + 512}_512.png" for x in range(0, 1024, 410)] for i in range(6)],
+                 "by file name: 6 groups of 18 files (18 tiles, e.g. ortho0_0_0_512_512.png of ortho0)", id="SAHI"),
+    pytest.param([[f"drive{i}/frame_{n:05d}.jpg" for n in range(4)] for i in range(5)],
+                 "by file name: 5 groups of 20 files (20 frames, e.g. drive0/frame_00000.jpg of drive0)", id="frames"),
+    pytest.param([[f"images/wall{i}{s}.png" for s in ("", "_hflip", "_rot90")] for i in range(5)],
+                 "by file name: 5 groups of 15 files (10 copies, e.g. images/wall0_hflip.png of images/wall0.png)",
+                 id="copies named by what was done to them"),
+])
+def test_copies_slices_and_frames_of_a_photo_are_on_one_side(in_tmp_path, capsys, photos, told):
+    root, names = in_tmp_path / "processed_dataset", [name for copies in photos for name in copies]
+    rows = []
+    for number, name in enumerate(names):
+        write_pair(root, "Class_1_crack", f"p{number}_0000", number)
+        rows.append(manifest_row("Class_1_crack", f"p{number}_0000", 1, "crack", name))
+    write_manifest(root, rows)
+    run()
+    sides = {split: set(read_text(f"{split}.csv")["source_image"]) for split in ("train", "val", "test")}
+    assert all(sum(bool(side & {*copies}) for side in sides.values()) == 1 for copies in photos)
+    out = capsys.readouterr().out.splitlines()
+    assert told in out and f"photos in more than one split: 0 of {len(photos)} (copies of a photo count once)" in out
+
+
+@pytest.mark.parametrize(("argv", "photos"), [
+    pytest.param(["--group_by", "site([0-9])"], [["a_site1.png", "b_site1.png"], ["a_site2.png", "c_site2.png"],
+                                                 ["site3/d.png", "e_site3.png"]], id="pattern"),
+    pytest.param(["--group_csv", "photos.csv"], [["a.png", "b.png"], ["c.png", "d.png"], ["x/e.png", "f.png"]],
+                 id="table"),
+])
+def test_photos_as_the_user_says(in_tmp_path, capsys, argv, photos):
+    names = [file for files in photos for file in files]
+    rows = write_set(in_tmp_path / "processed_dataset", "Class_1_a", 1, "a", names)
+    write_manifest(in_tmp_path / "processed_dataset", rows)
+    lines = ("source_image,photo", "a.png,1", "b.png,1", "c.png,2", "d.png,2", "e.png,3", "f.png,3")
+    (in_tmp_path / "photos.csv").write_text("\n".join(lines))
+    run(*argv)
+    sides = [set(read_text(f"{split}.csv")["source_image"]) for split in ("train", "val", "test")]
+    assert sorted(map(sorted, sides)) == sorted(map(sorted, photos))
+    assert "3 groups of 6 files" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("split", "own", "expected"), [
+    pytest.param("0 0 1", [""] * 10, {"test": 20}, id="test alone"),
+    pytest.param("0 1 0", [""] * 10, {"val": 20}, id="val alone"),
+    pytest.param("0 0.5 0.5", [""] * 10, {"val": 10, "test": 10}, id="no train"),
+    pytest.param("0 0 1", ["test"] * 10, {"test": 20}, id="the own split has nothing else"),
+    pytest.param("0 0.5 0.5", ["val"] * 3 + ["test"] * 7, {"val": 6, "test": 14}, id="the own split is kept"),
+    pytest.param("0 0 1", ["val"] * 10, {"test": 20}, id="the own split has no test"),
+])
+def test_tables_to_measure_with_only(in_tmp_path, split, own, expected):
+    """And the next step takes them; training says that there is nothing to train with."""
+    rows = make_set(in_tmp_path / "processed_dataset", split_of=own)
+    write_manifest(in_tmp_path / "processed_dataset", rows)
+    run("--split", *split.split())
+    assert {path.stem: len(read_text(path.name)) for path in in_tmp_path.glob("*.csv")} == expected
+    run_script(reformated_csv)
+    for side in expected:
+        samples = read_samples(f"{side}_reformatted.csv")
+        check_samples(samples, f"{side}_reformatted.csv", need_labels=True)
+        assert len(samples) == expected[side]
+    with pytest.raises(UserError, match=f"^train_reformatted.csv: no such file, nor a train.csv to make it from: the "
+                                        f"split has no train rows .there is {'val' if 'val' in expected else 'test'}_"):
+        read_samples("train_reformatted.csv")
 
 
 def test_without_a_manifest(in_tmp_path, capsys):
@@ -167,11 +239,14 @@ def test_nothing_is_overwritten_unasked(in_tmp_path, capsys):
     pytest.param(["--dataset_dir", "file"], 1, "file: is a file, expected the folder", id="a file for a folder"),
     pytest.param(["--output_dir", "file"], 1, "file: is a file; expected a folder", id="a file for the output"),
     pytest.param(["--output_dir", "file/deeper"], 1, "file", id="a file above the output"),
-    pytest.param(["--split", "0.6", "0.2", "0.1"], 2, "expected three fractions that sum to 1, with train above 0; "
-                 "got 0.6 0.2 0.1", id="fractions that do not sum to 1"),
-    pytest.param(["--split", "0", "0.5", "0.5"], 2, "train above 0", id="no train"),
+    pytest.param(["--split", "0.6", "0.2", "0.1"], 2, "expected three fractions that sum to 1; got 0.6 0.2 0.1",
+                 id="fractions that do not sum to 1"),
+    pytest.param(["--split", "0", "0", "0"], 2, "fractions that sum to 1; got 0.0 0.0 0.0", id="nothing at all"),
     pytest.param(["--split", "0.6", "nan", "0.2"], 2, "must be a finite number", id="not a number"),
     pytest.param(["--split", "0.6", "0.4"], 2, "expected 3 arguments", id="two shares"),
+    pytest.param(["--group_by", "a("], 2, "not a regular expression", id="a pattern that is none"),
+    pytest.param(["--group_by", "a.*"], 2, "expected a group, ( and ), around the photo's name", id="no group"),
+    pytest.param(["--group_by", "(a)", "--group_csv", "f"], 2, "not allowed with", id="a pattern and a table"),
     pytest.param(["--num_workers", "-1"], 2, "must not be negative", id="workers"),
     pytest.param(["--no_split"], 2, "unrecognized arguments: --no_split", id="the other script's flag"),
 ])

@@ -1,12 +1,18 @@
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
 from class_folder_builder import BAR, write_manifest, write_pair, write_set
 from data_set_builder import draw_yolo_set, entries, read_text, refused, run_script, run_yolo
 
 import Create_yolo_csv
+import reformated_csv
 from Create_yolo_csv import class_of_folder
 from sam_lora import contracts
+from sam_lora.data.imaging import write_png
+from sam_lora.data.samples import read_samples
+from sam_lora.errors import UserError
 
 COLUMNS = ["image_path", "mask_path", "class_id", "class_name", "point1_x", "point1_y", "point2_x", "point2_y",
            "point3_x", "point3_y", "source_image"]
@@ -97,6 +103,57 @@ def test_nothing_is_overwritten_unasked(in_tmp_path, capsys):
     assert code == 1 and "output.csv: already there; give --overwrite" in line
     assert entries(in_tmp_path) == ["output.csv", "processed_dataset"]
     assert (in_tmp_path / "output.csv").read_text() == "mine"
+
+
+def pixels_of(split):
+    """Which pixels of the photo the rows of a table show, (H, W) bool; tiles without objects, too."""
+    shown = np.zeros((2000, 3000), bool)
+    paths = [Path("processed_dataset") / name for name in ("instances.csv", "background.csv")]
+    places = pd.concat([pd.read_csv(path) for path in paths if path.is_file()]).set_index("image_path")
+    for image in read_text(f"{split}.csv")["image_path"]:
+        x0, y0, x1, y1 = places.loc[[image.removeprefix("processed_dataset/")]].iloc[0][
+            ["crop_x0", "crop_y0", "crop_x1", "crop_y1"]].astype(int)
+        shown[y0:y1, x0:x1] = True
+    return shown
+
+
+def one_photo(root, columns, rows):
+    """A photo of 3000 x 2000 pixels with objects at these places, as shares of its sides."""
+    write_png(root / "images/ortho.png", np.random.default_rng(0).integers(0, 255, (2000, 3000, 3), dtype=np.uint8))
+    (root / "labels").mkdir()
+    (root / "data.yaml").write_text("names: [tree]\n")
+    (root / "labels/ortho.txt").write_text("\n".join(
+        f"0 {x} {y} {x + .03} {y} {x + .03} {y + .04} {x + .01} {y + .05}" for x in columns for y in rows))
+
+
+@pytest.mark.parametrize(("flags", "columns", "rows"), [
+    pytest.param(["--tile", "512"], np.arange(.05, .95, .1), np.arange(.05, .95, .15), id="tiles"),
+    pytest.param(["--tile", "256"], [.5, .52, .54], np.arange(.05, .9, .02), id="tiles, all in a column"),
+    pytest.param([], np.arange(.05, .95, .1), [.3, .5], id="crops"),
+])
+def test_one_orthomosaic_is_split_by_area(in_tmp_path, capsys, flags, columns, rows):
+    one_photo(in_tmp_path / "set", columns, rows)
+    run_yolo(in_tmp_path / "set", in_tmp_path / "processed_dataset", *flags)
+    run()
+    train, val, test = map(pixels_of, contracts.SPLITS)
+    assert not (train & val).any() and not (train & test).any() and not (val & test).any()
+    assert "so that no pixel is on two sides" in capsys.readouterr().out
+    kept = {split: len(read_text(f"{split}.csv")) for split in contracts.SPLITS}
+    assert sum(kept.values()) >= 0.6 * len(read_text("output.csv"))
+    assert kept["train"] > kept["test"] > 0 and kept["val"] > 0
+    run_script(reformated_csv)
+    assert len(read_samples("test_reformatted.csv")) == kept["test"]
+
+
+def test_one_whole_photo_cannot_be_split_and_the_next_steps_say_so(in_tmp_path, capsys):
+    one_photo(in_tmp_path / "set", [.1, .5], [.3])
+    run_yolo(in_tmp_path / "set", in_tmp_path / "processed_dataset", "--no_crop")
+    run()
+    assert "warning: one photo cannot be split: all 2 rows are train" in capsys.readouterr().out
+    run_script(reformated_csv)
+    with pytest.raises(UserError, match="^test_reformatted.csv: no such file, nor a test.csv to make it from: the "
+                                        "split has no test rows .there is train_reformatted.csv"):
+        read_samples("test_reformatted.csv")
 
 
 @pytest.mark.parametrize("no_crop", [False, True])

@@ -2,6 +2,7 @@ import cv2
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import files_below
 from data_set_builder import entries, refused, run_script
 
 import reformated_csv
@@ -90,6 +91,19 @@ def test_other_folders_and_chosen_splits(in_tmp_path):
         write(in_tmp_path / "in" / f"{split}.csv", "a.png,m.png,0,a,1,2,3,4,5,6")
     run("--input_dir", "in", "--output_dir", "out/new", "--splits", "test", "train")
     assert entries(in_tmp_path / "out/new") == ["test_reformatted.csv", "train_reformatted.csv"]
+
+
+@pytest.mark.parametrize(("folder", "argv"), [
+    pytest.param("tables", ["--input_dir", "tables"], id="a folder"),
+    pytest.param("runs/1", ["--input_dir", "runs/1/"], id="below a folder"),
+    pytest.param(".", [], id="none given"),
+])
+def test_the_output_goes_beside_the_input(in_tmp_path, folder, argv):
+    (in_tmp_path / folder).mkdir(parents=True, exist_ok=True)
+    write(in_tmp_path / folder / "test.csv", "a.png,m.png,0,a,1,2,3,4,5,6")
+    run(*argv)
+    assert files_below(in_tmp_path) == {f"{folder}/test.csv".removeprefix("./"),
+                                        f"{folder}/test_reformatted.csv".removeprefix("./")}
 
 
 def test_a_missing_table_is_passed_over_and_its_old_result_removed(in_tmp_path, capsys):

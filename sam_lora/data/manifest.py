@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from sam_lora import contracts
 from sam_lora.data.names import photo_stem
-from sam_lora.data.photo_groups import merge_groups, source_group
+from sam_lora.data.photo_groups import group_by_name, merge_groups
 from sam_lora.errors import UserError
 from sam_lora.tables import read_table, row_lines, table_writer
 
@@ -49,11 +49,12 @@ class ManifestRow:
     mask_area: int | None = None
     rasteriser: str = ""
     source_digest: str = ""
+    photo: str = ""        # only where a user has added the column
 
     @classmethod
     def from_cells(cls, cells: Mapping[str, object]) -> "ManifestRow":
         """{column: cell} -> row; cells as text or numbers, columns of other names left out."""
-        known = {name: cells[name] for name in contracts.MANIFEST_COLUMNS if name in cells}
+        known = {name: cells[name] for name in (*contracts.MANIFEST_COLUMNS, contracts.PHOTO_COLUMN) if name in cells}
         numbers = {name: _whole_number(known[name]) for name in _NUMBERS if name in known}
         return cls(**{"image_path": "", **known, **numbers})
 
@@ -108,12 +109,12 @@ class Manifest:
         return next((row for row in rows if row), None)
 
 
-def read_manifest(root: Path, columns: Sequence[str] = ("mask_path",)) -> Manifest:
-    """The manifest of `root`, without rows where it has none.
+def read_manifest(root: Path, columns: Sequence[str] = ("mask_path",), name: str = contracts.MANIFEST_FILE) -> Manifest:
+    """The manifest of `root`, or a file like it, without rows where there is none.
 
     Raises UserError where one of `columns` is missing, or `source_split` is among them and not a split.
     """
-    path = root / contracts.MANIFEST_FILE
+    path = root / name
     if not path.is_file():
         return Manifest([])
     table = read_table(path, columns, contracts.MADE_BY["class folders"])
@@ -153,22 +154,27 @@ def source_photos(samples: Sequence["Sample"]) -> list[str]:
     elsewhere the image itself.
     """
     manifests: dict[Path, Manifest] = {}
-    groups, contents = [], []
+    photos: list[tuple[Path | None, str]] = []      # the folder of the class folders, the photo's file
+    named, contents = [], []
     for sample in samples:
         folder, image, label = _class_folder(sample), sample.image.absolute(), sample.label or sample.image
         if folder is None:
-            groups.append(str(image))
-            contents.append(groups[-1])
+            photos.append((None, str(image)))
+            named.append("")
+            contents.append("")
             continue
         root = folder.parent
         if root not in manifests:
             manifests[root] = read_manifest(root)
         row = manifests[root].of_any(*(path.absolute().relative_to(root).as_posix() for path in (label, image)
                                        if path.absolute().is_relative_to(root)))
-        photo = (row and row.source_image) or photo_stem(image.name, label.name)
-        groups.append(f"{root}/{source_group(photo)}")
-        contents.append((row and row.source_digest) or groups[-1])
-    return merge_groups(groups, contents)
+        photos.append((root, (row and row.source_image) or photo_stem(image.name, label.name)))
+        named.append((row and row.photo) or "")
+        contents.append((row and row.source_digest) or "")
+    by_name = {root: group_by_name(photo for its_root, photo in photos if its_root == root) for root in manifests}
+    groups = [f"{root}/{name or by_name[root][photo].photo}" if root else photo
+              for (root, photo), name in zip(photos, named)]
+    return merge_groups(groups, [content or group for content, group in zip(contents, groups)])
 
 
 def _class_folder(sample: "Sample") -> Path | None:

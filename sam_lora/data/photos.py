@@ -5,7 +5,7 @@ tiles, each object is in the table for one tile or in pieces for several, though
 manifest says where. A row without label and prompt is a photo without objects.
 """
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,6 +18,8 @@ from sam_lora.errors import UserError
 
 if TYPE_CHECKING:
     import numpy as np
+
+_Piece = tuple[Path, ManifestRow | None]    # a mask, and where it lies
 
 
 def photo_key(sample: Sample) -> Hashable:
@@ -67,27 +69,55 @@ class VisibleObject:
 
 
 def visible_objects(samples: Sequence[Sample]) -> dict[Hashable, list[VisibleObject]]:
-    """{photo_key: the objects that the photo or tile shows}, as far as the table has them. Raises UserError."""
-    places = _places(samples)
-    of_source: dict[Hashable, dict[Hashable, list[int]]] = {}      # photo -> object -> rows
-    for row, (sample, name, place) in enumerate(zip(samples, class_names(samples), places)):
+    """{photo_key: the objects that the photo or tile shows}, as far as the table has them; a tile's also where they
+    belong to a neighbour that a split by area has left out. Raises UserError."""
+    names, places = class_names(samples), _places(samples)
+    of_source: dict[Hashable, dict[Hashable, list[_Piece]]] = {}      # photo -> object -> its pieces
+    for row, (sample, name, place) in enumerate(zip(samples, names, places)):
         if sample.label is not None:
-            number = place.source_id if place else ""
             objects = of_source.setdefault(_source(sample, place), {})
-            objects.setdefault((name, number or row), []).append(row)
+            objects.setdefault((name, (place.source_id if place else "") or row), []).append((sample.label, place))
+    for source, name, piece in _left_out(samples, names, places):
+        of_source.setdefault(source, {}).setdefault((name, piece[1].source_id or piece[0]), []).append(piece)
     visible = {}
     for key, rows in group_photos(samples).items():
         here = places[rows[0]]
-        objects = of_source.get(_source(samples[rows[0]], here), {})
         shown = []
-        for (name, _), pieces in objects.items():
-            offsets = [_offset(here, places[row]) for row in pieces]
-            placed = tuple((samples[row].label, offset) for row, offset in zip(pieces, offsets)
-                           if here is None or _overlap(here, places[row]))
+        for (name, _), pieces in of_source.get(_source(samples[rows[0]], here), {}).items():
+            placed = tuple((label, _offset(here, place)) for label, place in pieces
+                           if here is None or _overlap(here, place))
             if placed:
                 shown.append(VisibleObject(name, placed))
         visible[key] = shown
     return visible
+
+
+def _left_out(samples: Sequence[Sample], names: Sequence[str], places: Sequence[ManifestRow | None]
+              ) -> Iterator[tuple[Hashable, str, _Piece]]:
+    """(photo, class name, piece) of objects in tiles beside those of the table, of its classes and not in it."""
+    tiles: dict[Path, dict[Hashable, set[tuple]]] = {}      # folder of the class folders -> photo -> boxes in the table
+    known = {sample.label.absolute() for sample in samples if sample.label}
+    for sample, place in zip(samples, places):
+        if place and TILE_PLACE.search(sample.image.stem):
+            boxes = tiles.setdefault(class_root(sample), {}).setdefault(_source(sample, place), set())
+            boxes.add((place.crop_x0, place.crop_y0, place.crop_x1, place.crop_y1))
+    for root, boxes_of in tiles.items():
+        for row in read_manifest(root).rows:
+            source = (root, row.source_image, row.source_split)
+            if (source in boxes_of and row.class_name in names and root / row.mask_path not in known and _is_placed(row)
+                    and any(x0 < row.crop_x1 and row.crop_x0 < x1 and y0 < row.crop_y1 and row.crop_y0 < y1
+                            for x0, y0, x1, y1 in boxes_of[source]) and _has_mask(root, row)):
+                yield source, row.class_name, (root / row.mask_path, row)
+
+
+def _has_mask(root: Path, row: ManifestRow) -> bool:
+    """Is the mask still there, as large as its crop? Step 2 leaves others out."""
+    from sam_lora.data import imaging
+    try:
+        size_wh = imaging.image_size(root / row.mask_path)
+    except imaging.ImageError:
+        return False
+    return tuple(size_wh) == (row.crop_x1 - row.crop_x0, row.crop_y1 - row.crop_y0)
 
 
 def count_whole(samples: Sequence[Sample]) -> int:
@@ -120,9 +150,12 @@ def _places(samples: Sequence[Sample]) -> list[ManifestRow | None]:
         paths = [path.absolute().relative_to(root).as_posix() for path in (sample.label, sample.image)
                  if root is not None and path is not None and path.absolute().is_relative_to(root)]
         row = manifests[root].of_any(*paths) if root is not None else None
-        known = row and row.source_image and None not in (row.crop_x0, row.crop_y0, row.crop_x1, row.crop_y1)
-        places.append(row if known else None)
+        places.append(row if row and _is_placed(row) else None)
     return places
+
+
+def _is_placed(row: ManifestRow) -> bool:
+    return bool(row.source_image) and None not in (row.crop_x0, row.crop_y0, row.crop_x1, row.crop_y1)
 
 
 def _source(sample: Sample, place: ManifestRow | None) -> Hashable:

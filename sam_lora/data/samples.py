@@ -17,6 +17,7 @@ from sam_lora.tables import (
 )
 
 MAX_REPORTED = 3  # bad rows named in one error; a row's number is its line in the file
+BOX_SLACK = 0.01  # of the picture's width or height that a box may stick out, at least a pixel: detectors round so
 
 
 @dataclass(frozen=True)
@@ -39,9 +40,23 @@ class Sample:
 
 def read_samples(table_path: str | Path) -> list[Sample]:
     """Read a training table. Raises UserError for missing columns, no rows, or cells that do not hold points."""
+    _refuse_empty_split(Path(table_path))
     table = read_table(table_path, contracts.TRAINING_COLUMNS, contracts.MADE_BY["training"])
     return [_sample(row, f"{table_path} row {line}", table_path)
             for line, row in zip(row_lines(table_path, len(table)), table.to_dict("records"))]
+
+
+def _refuse_empty_split(path: Path) -> None:
+    """UserError where a table is missing because the split gave that side no rows: no script would make it."""
+    names = {contracts.training_table(split): split for split in contracts.SPLITS}
+    if path.name not in names or path.exists():
+        return
+    split = names.pop(path.name)
+    beside = [name for name in names if (path.parent / name).is_file()]
+    if beside and not (path.parent / contracts.split_table(split)).exists():
+        raise UserError(f"{path}: no such file, nor a {contracts.split_table(split)} to make it from: the split has no "
+                        f"{split} rows (there is {' and '.join(beside)}); name another table, or split again so that "
+                        f"{split} gets some, for which one photo may be too few: {contracts.MADE_BY['split']}")
 
 
 def _sample(row: dict[str, str], where: str, table_path: str | Path) -> Sample:
@@ -108,9 +123,17 @@ def sample_problem(sample: Sample, sizes: dict[Path, tuple[int, int] | str], nee
     if outside:
         return f"point ({outside[0][0]:g}, {outside[0][1]:g}) lies outside {sample.image_text} ({width}x{height} px)"
     box = sample.box
-    if box is not None and not (box[0] < width and box[1] < height and box[2] > 0 and box[3] > 0):
+    if box is not None and _box_sticks_out(box, width, height):
         return f"box {','.join(f'{value:g}' for value in box)} lies outside {sample.image_text} ({width}x{height} px)"
     return None
+
+
+def _box_sticks_out(box: tuple[float, float, float, float], width: int, height: int) -> bool:
+    """Does the box miss the picture, or reach out of it by more than BOX_SLACK?"""
+    beside = not (box[0] < width and box[1] < height and box[2] > 0 and box[3] > 0)
+    slack_x, slack_y = max(1, BOX_SLACK * width), max(1, BOX_SLACK * height)
+    return beside or not (-slack_x <= box[0] and box[2] <= width + slack_x
+                          and -slack_y <= box[1] and box[3] <= height + slack_y)
 
 
 def prompt_kinds(samples: Sequence[Sample]) -> set[tuple[int, bool]]:

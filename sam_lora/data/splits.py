@@ -5,7 +5,7 @@ Rows (one per object) are given as parallel lists: `groups` names what must stay
 """
 
 from collections import Counter
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -49,12 +49,14 @@ def complete_split(given: Sequence[str], groups: Sequence[str], class_ids: Seque
     """Keep the data set's own split; take what it lacks from train, by group -> (split of each row, notes in words).
 
     `given`: train, val, test or "" for each row. Rows without one join the rest of their group, else are split by
-    `fractions`. A data set without a split, or without train, is split from scratch.
+    `fractions`. A data set without a split, or without train where train is wanted, is split from scratch.
     """
     rows_given = Counter(side for side in given if side)
     counted = ", ".join(f"{side} {rows_given[side]}" for side in SPLITS if rows_given[side])
-    if "train" not in rows_given:
-        why = f"the data set's own split has no train ({counted})" if rows_given else "the data set has no split"
+    wanted = {side for side, fraction in zip(SPLITS, fractions) if fraction > 0}
+    if "train" not in rows_given and not (rows_given and wanted <= rows_given.keys()):
+        lacking = next((side for side in SPLITS if side in wanted and side not in rows_given), "")
+        why = f"the data set's own split has no {lacking} ({counted})" if rows_given else "the data set has no split"
         return random_split(groups, class_ids, fractions, seed), [f"{why}; split by photo from scratch"]
     split, notes = list(given), [f"the data set's own split is kept ({counted}); --resplit makes a new one"]
 
@@ -93,6 +95,28 @@ def find_leak(groups: Sequence[str], split: Sequence[str]) -> Leak:
     return Leak(sorted(group for group, its_sides in sides.items() if len(its_sides) > 1), rows)
 
 
+def split_cost(total: np.ndarray, groups_of_class: np.ndarray, fractions: np.ndarray
+               ) -> Callable[[np.ndarray, int], np.ndarray]:
+    """(rows held by a split, (…, C); the split's index) -> what that costs, (…,); as `_assign` says.
+
+    (C,) rows of each class and in how many groups they lie, the last column all rows.
+    """
+    active = [split for split in PRIORITY if fractions[split] > 0]
+    weight = np.ones(len(total))
+    weight[-1] = len(total) - 1
+    penalty = np.zeros((len(SPLITS), len(total)))
+    for rank, split in enumerate(active):
+        penalty[split] = np.where(groups_of_class > rank, 1e3, 0)
+    penalty[0] *= 10       # there is no point in validating or testing a class that is not trained;
+    penalty[:, -1] *= 2    # an empty table is worse than a class that one table lacks;
+    penalty[0, -1] = 1e6   # and train must not be empty
+
+    def cost(held: np.ndarray, split: int) -> np.ndarray:
+        return (weight * (held / total - fractions[split]) ** 2 + penalty[split] * (held == 0)).sum(axis=-1)
+
+    return cost
+
+
 def _assign(counts: np.ndarray, fractions: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """(G, C) rows of each class in each group -> (G,) index of the split.
 
@@ -102,20 +126,7 @@ def _assign(counts: np.ndarray, fractions: np.ndarray, rng: np.random.Generator)
     """
     active = [split for split in PRIORITY if fractions[split] > 0]
     counts = np.column_stack([counts, counts.sum(axis=1)])
-    total = counts.sum(axis=0)
-    weight = np.ones(counts.shape[1])
-    weight[-1] = counts.shape[1] - 1
-    penalty = np.zeros((len(SPLITS), counts.shape[1]))
-    groups_of_class = (counts > 0).sum(axis=0)
-    for rank, split in enumerate(active):
-        penalty[split] = np.where(groups_of_class > rank, 1e3, 0)
-    penalty[0] *= 10       # there is no point in validating or testing a class that is not trained;
-    penalty[:, -1] *= 2    # an empty table is worse than a class that one table lacks;
-    penalty[0, -1] = 1e6   # and train must not be empty
-
-    def cost(held: np.ndarray, split: int) -> np.ndarray:
-        """(…, C) rows held by `split` -> (…,)."""
-        return (weight * (held / total - fractions[split]) ** 2 + penalty[split] * (held == 0)).sum(axis=-1)
+    cost = split_cost(counts.sum(axis=0), (counts > 0).sum(axis=0), fractions)
 
     held = np.zeros((len(SPLITS), counts.shape[1]))
     side = np.zeros(len(counts), dtype=np.int64)

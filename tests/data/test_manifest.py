@@ -25,7 +25,7 @@ from sam_lora.errors import UserError
 # ---- writing and reading ----------------------------------------------------------------------------------
 
 def test_the_columns_are_the_fields_of_a_row():
-    assert tuple(field.name for field in fields(ManifestRow)) == contracts.MANIFEST_COLUMNS
+    assert tuple(field.name for field in fields(ManifestRow)) == (*contracts.MANIFEST_COLUMNS, contracts.PHOTO_COLUMN)
 
 
 def test_rows_are_read_as_written(tmp_path):

@@ -60,6 +60,25 @@ def test_a_tile_shows_its_neighbours_objects_too(tmp_path):
     assert [int(thing.mask((40, 40)).sum()) for thing in right if thing.mask((40, 40)).any()] == [200]
 
 
+@pytest.mark.parametrize("lacks", ["nothing", "mask", "class"])
+def test_a_tile_shows_what_belongs_to_a_neighbour_that_the_table_leaves_out(tmp_path, lacks):
+    """As the tiles in the gaps of a split by area: the middle one of three."""
+    rows = []
+    for x0, box in ((0, (0, 0, 5, 5)), (30, (0, 10, 20, 20)), (60, (30, 30, 40, 40))):
+        name, folder = f"a.tile.{x0}.0", "Class_1_bar" if lacks == "class" and x0 == 30 else "Class_0_disc"
+        write_mask(tmp_path / f"{folder}/masks/{name}_0000.png", box, (40, 40))
+        rows.append({"image_path": f"{folder}/images/{name}.png", "mask_path": f"{folder}/masks/{name}_0000.png",
+                     "class_id": 0, "class_name": folder.split("_")[2], "source_image": "a.jpg", "source_split": "",
+                     "source_id": f"row {x0}", "source_width": 100, "source_height": 40, "crop_x0": x0, "crop_y0": 0,
+                     "crop_x1": x0 + 40, "crop_y1": 40})
+    write_manifest(tmp_path, rows)
+    if lacks == "mask":
+        (tmp_path / rows[1]["mask_path"]).unlink()
+    samples = [sample(tmp_path, row["image_path"], row["mask_path"]) for row in (rows[0], rows[2])]
+    areas = [[int(thing.mask((40, 40)).sum()) for thing in shown] for shown in visible_objects(samples).values()]
+    assert areas == ([[25, 100], [100, 0]] if lacks == "nothing" else [[25], [100]])
+
+
 def test_pieces_of_one_object_are_one(tmp_path):
     rows = []
     for x0 in (0, 30):

@@ -115,6 +115,9 @@ def test_check_samples_counts_all_bad_rows_and_names_the_first(table, rows, tmp_
     pytest.param({"points": "[[-0.5,5]]"}, r"point \(-0.5, 5\) lies outside", id="a point left of it"),
     pytest.param({"label": "", "points": "[[5,80]]"}, "no label", id="two mistakes: the first is told"),
     pytest.param({"box": "[128,0,140,10]"}, "row 2: box 128,0,140,10 lies outside wide.png", id="a box beside it"),
+    pytest.param({"box": "[5,5,128,500]"}, "box 5,5,128,500 lies outside", id="a box that ends far below"),
+    pytest.param({"box": "[-4000,5,90,40]"}, "box -4000,5,90,40 lies outside", id="a box from far left"),
+    pytest.param({"box": "[-9,-9,999,999]"}, "box -9,-9,999,999 lies outside", id="a box around the picture"),
     pytest.param({"label": ""}, "row 2: no label; expected the path of a mask", id="no label"),
 ])
 def test_check_samples_says_what_is_wrong(table, rows, tmp_path, change, message):
@@ -122,6 +125,14 @@ def test_check_samples_says_what_is_wrong(table, rows, tmp_path, change, message
     table = write_rows(tmp_path, rows)
     with pytest.raises(UserError, match=message):
         check_samples(read_samples(table), table, need_labels=True)
+
+
+@pytest.mark.parametrize("box", ["[0,0,128,80]", "[-0.6,-1,128.4,81]"])
+def test_a_box_may_touch_or_graze_the_border(table, rows, tmp_path, box):
+    """As detectors give them."""
+    rows[0] |= {"box": box}
+    table = write_rows(tmp_path, rows)
+    check_samples(read_samples(table), table, need_labels=True)
 
 
 def test_rows_without_a_label_are_checked_too(table, rows, tmp_path):

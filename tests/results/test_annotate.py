@@ -250,6 +250,8 @@ def test_a_turned_photo_keeps_its_upright_frame_on_the_way(predict, photos, tmp_
                  r"1 of 1 rows cannot be used: row 2: point \(64, 20\) lies outside a.jpg \(64x40 px\)",
                  id="a point outside"),
     pytest.param(HEADER + 'a.jpg,,,"[70,4,90,35]",x\n', "row 2: box 70,4,90,35 lies outside a.jpg", id="a box outside"),
+    pytest.param(HEADER + 'a.jpg,,,"[3,4,30000,35]",x\n', "row 2: box 3,4,30000,35 lies outside a.jpg",
+                 id="a box that reaches far out"),
     pytest.param(HEADER + 'gone.jpg,"[[30,20]]",,,x\n', "row 2: .*gone.jpg: no such file", id="no such image"),
     pytest.param(HEADER + 'sub,"[[30,20]]",,,x\n', "row 2: .*sub: is a folder", id="a folder"),
     pytest.param(HEADER + 'text.jpg,"[[30,20]]",,,x\n', "row 2: .*text.jpg: not an image", id="no image"),
