@@ -197,7 +197,8 @@ def split_rows(table: "pd.DataFrame", fractions: Sequence[float], seed: int, res
     """
     groups, class_ids = table["group"].tolist(), table["class_id"].tolist()
     given = [""] * len(table) if resplit else table["source_split"].tolist()
-    has_split = not {*given} <= {"", "train"}
+    sides = {*given} - {""}
+    has_split = (len(sides) > 1 and "train" in sides) or (bool(sides) and not fractions[0])     # and it will be kept
     if split_by == "area" and has_split:
         raise UserError("--split_by area: the data set has its own split; add --resplit to make a new one")
     one = len({*groups}) == 1 and not has_split and sum(fraction > 0 for fraction in fractions) > 1

@@ -183,7 +183,7 @@ def one_photo(root, boxes, names=None, **columns):
 ROW_OF_TILES = [(x, 0, x + 100, 100) for x in range(0, 1600, 80)]
 
 
-@pytest.mark.parametrize(("split_by", "own"), [("auto", ""), ("auto", "train"), ("area", "")])
+@pytest.mark.parametrize(("split_by", "own"), [("auto", ""), ("auto", "train"), ("auto", "val"), ("area", "")])
 def test_one_photo_is_split_by_area(tmp_path, split_by, own):
     table = one_photo(tmp_path, ROW_OF_TILES, source_split=[own] * 20)
     table, notes = split_rows(table, (0.6, 0.2, 0.2), 0, False, split_by)
