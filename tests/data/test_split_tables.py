@@ -234,7 +234,9 @@ def test_whole_photos_unless_asked(tmp_path):
     assert kept.groupby("group")["split"].nunique().max() == 1
     cut, notes = split_rows(table, (0.6, 0.2, 0.2), 0, False, "area")
     assert cut.groupby("group")["split"].nunique().to_dict() == {"ortho.png": 4, "b.png": 1}
-    assert notes[-1].startswith("photos in more than one split: 0 of 2")
+    assert notes[-2:] == [
+        "1 of 2 photos could not be split by area and are on one side each, e.g. b.png",
+        "photos in more than one split: 0 of 2 (copies of a photo count once; photos split by area do not count)"]
     one, _ = split_rows(one_photo(tmp_path / "one", ROW_OF_TILES), (0.6, 0.2, 0.2), 0, False, "photo")
     assert {*one["split"]} == {"train"}
 
