@@ -164,6 +164,13 @@ def test_images_that_look_alike_are_told(tmp_path):
         "--group_csv (and --resplit)"]
 
 
+def test_without_imagehash_it_is_said_that_none_were_looked_for(tmp_path, monkeypatch):
+    monkeypatch.setattr("sam_lora.data.near_duplicates.imagehash", None)
+    numbered(tmp_path)
+    _, notes = split_rows(grouped(tmp_path)[0], (0.6, 0.2, 0.2), 0, resplit=False)
+    assert notes[-1].startswith("near-duplicates were not looked for: ImageHash is not there; pip install")
+
+
 # ---- one photo --------------------------------------------------------------------------------------------------
 
 BOX = ("crop_x0", "crop_y0", "crop_x1", "crop_y1")
