@@ -2,7 +2,7 @@
 
 Reads   processed_dataset/Class_<name>/{images,masks}, and the manifest instances.csv if there is one
 Writes  output.csv: image_path, mask_path, class_id, class_name, point1_x, point1_y, point2_x, point2_y, point3_x,
-        point3_y, source_image, split
+        point3_y, source_image, split (empty: in a gap of a split by area)
         train.csv val.csv test.csv: the same columns but split (not with --no_split)
 
     python Create_yolo_csv.py

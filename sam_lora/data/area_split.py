@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from sam_lora.contracts import SPLITS
-from sam_lora.data.file_names import FRAME, TILE, Origin
+from sam_lora.data.file_names import FRAME, TILE, Origin, are_pixels
 from sam_lora.data.manifest import ManifestRow
 from sam_lora.data.splits import PRIORITY, split_cost
 
@@ -21,7 +21,8 @@ FRAMES_BETWEEN = 0.02   # of a video's frames that lie between two sides, at lea
 
 class Area(NamedTuple):
     """Where a row lies: a box (x0, y0, x1, y1; ends exclusive), comparable with those of the same frame."""
-    frame: tuple[str, str]      # (kind, name): kind "photo" (pixels), "grid" (tiles, by row and column) or "video"
+    frame: tuple[str, str]      # (kind, name): "photo" (pixels), "tiles" (by two numbers, with their longer side in
+    #                             pixels in place of an end) or "video" (by the frame's number)
     box: tuple[int, int, int, int]
 
 
@@ -33,9 +34,10 @@ def area_of(row: ManifestRow | None, file: str, origin: Origin | None) -> Area |
     place = origin.place if origin and origin.place else {}
     if origin and origin.kinds == (FRAME,) and place:
         return Area(("video", origin.photo), (place["number"], 0, place["number"] + 1, 1))
-    if origin and origin.kinds == (TILE,) and "row" in place:    # half of it may be its neighbour's too
-        column, line = place["column"], place["row"]
-        return Area(("grid", origin.photo), (column, line, column + 2, line + 2))
+    if origin and origin.kinds == (TILE,) and not place.keys().isdisjoint({"row", "a"}):
+        side = max(row.source_width or 0, row.source_height or 0) if row else 0
+        a, b = (place["column"], place["row"]) if "row" in place else (place["a"], place["b"])
+        return Area(("tiles", origin.photo), (a, b, side, side))
     if row is None or None in (row.crop_x0, row.crop_y0, row.crop_x1, row.crop_y1) or not (
             row.crop_x0 < row.crop_x1 and row.crop_y0 < row.crop_y1):
         return None
@@ -55,8 +57,8 @@ def split_by_area(areas: Sequence[Area | None], class_ids: Sequence[Hashable], f
     if len(frames) != 1 or None in frames or len(active) < 2:
         return None
     boxes = np.array([area.box for area in areas], dtype=np.int64)      # (N, 4)
-    if next(iter(frames))[0] == "video":
-        boxes = _frames_in_order(boxes)
+    kind = next(iter(frames))[0]
+    boxes = _frames_in_order(boxes) if kind == "video" else _tiles(boxes) if kind == "tiles" else boxes
     classes, class_of_row = np.unique([str(class_id) for class_id in class_ids], return_inverse=True)
     counts = np.column_stack([np.eye(len(classes))[class_of_row], np.ones(len(boxes))])     # (N, C), the last: all rows
     cost = split_cost(counts.sum(axis=0), _boxes_of_class(boxes, counts), np.divide(fractions, np.sum(fractions)))
@@ -73,6 +75,14 @@ def _frames_in_order(boxes: np.ndarray) -> np.ndarray:
     between = max(1, round(FRAMES_BETWEEN * len(numbers)))
     zero = np.zeros_like(rank)
     return np.column_stack([rank, zero, rank + 1 + between, zero + 1])
+
+
+def _tiles(boxes: np.ndarray) -> np.ndarray:
+    """Tiles by two numbers -> boxes that hold all of them: as long as their longer side both ways, as it may not be
+    known which number is x; by row and column, half of a tile may be its neighbour's too."""
+    start, side = boxes[:, :2], boxes[:, 2:]
+    pixels = are_pixels(start.ravel().tolist()) and side.all()
+    return np.column_stack([start, start + (side if pixels else 2)])
 
 
 def _boxes_of_class(boxes: np.ndarray, counts: np.ndarray) -> np.ndarray:

@@ -6,16 +6,17 @@ Only names that tools and people commonly give count (the README lists them). So
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 COPY, TILE, FRAME = "copies", "tiles", "frames"
-SURE, PHOTO_THERE, RELATED, GRID = "sure", "photo there", "photo or another effect there", "tiles from 0 0 on"
+SURE, PHOTO_THERE, RELATED, GRID = "sure", "photo there", "photo or other effect there", "a grid from 0 0 on"
 SMALLEST_TILE = 64          # pixels; four smaller numbers may be a date and a time
 BREAK = r"[ ._-]+"          # what stands between a photo's name and what was added
 NUMBER = r"[ ._-]?\d+(?!\d)"
-ROW, COLUMN = r"r(?:ow)?[ _-]?(?P<row>\d+)", r"c(?:ol)?(?:umn)?[ _-]?(?P<column>\d+)"
-IMAGE_ENDING = re.compile(r"_(?:jpe?g|png|bmp|tiff?|webp|gif)$", re.IGNORECASE)      # Roboflow: 217_jpg.rf.<hash>.jpg
+TILE_WORD = r"(?:(?:tile|patch|slice|crop)s?[ ._-]?)?"
+ROW, COLUMN = r"(?:r(?:ow)?|i)[ _-]?(?P<row>\d+)", r"(?:c(?:ol(?:umn)?)?|j)[ _-]?(?P<column>\d+)"
+IMAGE_ENDING = re.compile(r"[._](?:jpe?g|png|bmp|tiff?|webp|gif)$", re.IGNORECASE)   # Roboflow: 217_jpg.rf.<hash>.jpg
 EFFECT = (r"(?:(?:[hv]|hor|ver|horizontal|vertical)?[ ._-]?flip(?:ped)?(?:[ ._-]?(?:lr|ud|[hvxy]|horizontal|vertical))?"
           r"|mirror(?:ed)?|rot(?:ate|ated|ation)?|transposed?|blur(?:red)?|gauss(?:ian)?[ ._-]?(?:blur|noise)?|noise"
           r"|noisy|salt[ ._-]?pepper|bright(?:ness|er|en|ened)?|dark(?:er|en|ened)?|contrast|gamma|hue|sat(?:uration)?"
@@ -26,7 +27,8 @@ EFFECT = (r"(?:(?:[hv]|hor|ver|horizontal|vertical)?[ ._-]?flip(?:ped)?(?:[ ._-]
 
 
 class Pattern(NamedTuple):
-    """`regex` finds a whole stem; its group `photo` is the photo's name, `x` and `y` or `number` the place in it."""
+    """`regex` finds a whole stem; its group `photo` is the photo's name, the others tell the place in it: x and y in
+    pixels, row and column, number of a frame, or a and b: pixels or row and column, in whichever order."""
     kind: str
     regex: re.Pattern[str]
     needs: str = SURE
@@ -41,7 +43,7 @@ PATTERNS = (
     # exports and augmentation scripts
     _pattern(COPY, ANY, r"\.rf\.[0-9a-z_-]{8,}"),
     _pattern(COPY, r".*?_original_(?P<photo>.+)", r"\.\w{3,4}_[0-9a-f]{8}-[0-9a-f-]{27}"),             # Augmentor
-    _pattern(COPY, ANY, BREAK + r"aug(?:m|ment|mented|mentation)?(?:" + NUMBER + r"|[ ._-][0-9a-f]{6,}){0,4}"),
+    _pattern(COPY, ANY, BREAK + r"aug(?:m|ment|mented|mentation)?(?:" + NUMBER + r"|[ ._-][0-9a-f][0-9a-f-]{5,}){0,4}"),
     _pattern(COPY, r"aug(?:mented|mentation)?(?:" + NUMBER + "){0,3}" + BREAK, ANY_LETTERS),           # aug_3_photo
     _pattern(COPY, r"aug(?:mented)?(?:" + NUMBER + "){0,3}" + BREAK, ANY, PHOTO_THERE),
     _pattern(COPY, r"(?P<photo>aug(?:mented)?_\d+)", r"_\d{1,8}"),                                     # Keras
@@ -55,18 +57,21 @@ PATTERNS = (
     _pattern(TILE, ANY, r"\.tile\.(?P<x>\d+)\.(?P<y>\d+)"),                                            # this project
     _pattern(TILE, ANY, r"__1(?:\.0)?__(?P<x>\d+)___(?P<y>\d+)"),                                      # DOTA
     _pattern(TILE, ANY, r"__\d+(?:\.\d+)?__-?\d+___-?\d+"),
-    _pattern(TILE, ANY, BREAK + r"x[ _-]?(?P<x>\d+)[ ._-]*y[ _-]?(?P<y>\d+)"),
-    _pattern(TILE, ANY, BREAK + r"y[ _-]?(?P<y>\d+)[ ._-]*x[ _-]?(?P<x>\d+)"),
-    _pattern(TILE, ANY, BREAK + f"(?:tile[ ._-]?)?{ROW}[ ._-]*{COLUMN}"),
-    _pattern(TILE, ANY, BREAK + f"(?:tile[ ._-]?)?{COLUMN}[ ._-]*{ROW}"),
+    _pattern(TILE, ANY, BREAK + TILE_WORD + r"x[ _-]?(?P<x>\d+)[ ._-]*y[ _-]?(?P<y>\d+)"),
+    _pattern(TILE, ANY, BREAK + TILE_WORD + r"y[ _-]?(?P<y>\d+)[ ._-]*x[ _-]?(?P<x>\d+)"),
+    _pattern(TILE, ANY, BREAK + f"{TILE_WORD}{ROW}[ ._-]*{COLUMN}"),
+    _pattern(TILE, ANY, BREAK + f"{TILE_WORD}{COLUMN}[ ._-]*{ROW}"),
+    _pattern(TILE, ANY, BREAK + r"(?:tile|patch|slice|crop|chip|block|window|win|part|sub|grid)s?"
+                                r"[ ._-]?(?P<a>\d+)[ ._x-](?P<b>\d+)"),
     _pattern(TILE, ANY, BREAK + r"(?:tile|patch|slice|crop)s?(?:[ ._-]?(?:no|nr|[xyz])?" + NUMBER + "){1,4}"),
     _pattern(TILE, ANY, BREAK + r"(?:chip|block|window|win|part|sub|grid)s?(?:" + NUMBER + "){2,4}"),
     _pattern(TILE, r"(?:tile|patch|slice|crop)s?(?:" + NUMBER + "){1,4}" + BREAK, ANY_LETTERS),        # tile_0_3_photo
     _pattern(TILE, ANY, BREAK + r"z[ _-]?\d{2,}"),                                                    # of a stack
-    _pattern(TILE, ANY, r"[_-](?P<x>\d+)[_-](?P<y>\d+)", GRID),
+    _pattern(TILE, ANY, r"[_-](?P<a>\d+)[_-](?P<b>\d+)", GRID),
     # frames of a video
+    _pattern(FRAME, ANY, r"[ ._-](?:mp4|mov|avi|mkv|m4v|wmv|mpe?g|webm|mts)" + BREAK
+             + r"(?:frame[ ._-]?)?(?P<number>\d+)"),
     _pattern(FRAME, r"(?:(?P<photo>.*[^a-z])??)", r"(?:frame|frm)s?[ ._-]?(?:no|nr|num|#)?[ ._-]?(?P<number>\d+)"),
-    _pattern(FRAME, ANY, r"[ ._-](?:mp4|mov|avi|mkv|m4v|wmv|mpe?g|webm|mts)" + BREAK + r"(?P<number>\d+)"),
     _pattern(FRAME, r"(?P<photo>(?:.*[^a-z])??(?:video|vid|clip|movie|sequence|seq)[ _-]?(?:\d+|[a-z]\d*))",
              BREAK + r"(?P<number>\d+)"),
     _pattern(FRAME, ANY, BREAK + r"f(?P<number>\d{4,})"),
@@ -79,7 +84,7 @@ class Origin(NamedTuple):
     """What a file's stem says. A photo of its own has no kinds."""
     photo: str                          # the stem of the photo; "" of frames whose names say nothing of their video
     kinds: tuple[str, ...] = ()         # COPY, TILE, FRAME, from the end of the name on
-    place: dict[str, int] | None = None   # of a tile: x and y (pixels) or row and column; of a frame: number
+    place: dict[str, int] | None = None   # in it, as `Pattern` says
     looked_for: str = ""                # `photo` as the original file has it, without Roboflow's _jpg
 
 
@@ -105,7 +110,7 @@ class _Evidence:
                 if pattern.needs == RELATED:
                     self._effects[rest].add(re.sub(r"(?!90|180|270)\d+|[ ._-]|deg", "", match[0][len(rest):].lower()))
                 if pattern.needs == GRID:
-                    self._places[rest].add((int(match["x"]), int(match["y"])))
+                    self._places[rest].add((int(match["a"]), int(match["b"])))
 
     def holds(self, pattern: Pattern, rest: str) -> bool:
         if pattern.needs == PHOTO_THERE:
@@ -113,10 +118,24 @@ class _Evidence:
         if pattern.needs == RELATED:
             return rest in self.photos or len(self._effects[rest]) > 1
         if pattern.needs == GRID:
-            xs, ys = zip(*(self._places.get(rest) or {(1, 1)}))
-            return min(xs) == min(ys) == 0 and max(*xs, *ys) >= SMALLEST_TILE and not any(
-                0 < number < SMALLEST_TILE // 2 for number in (*xs, *ys))
+            return _is_grid(self._places.get(rest, set()))
         return True
+
+
+def are_pixels(numbers: Iterable[int]) -> bool:
+    """Are two numbers in the names of tiles pixels, rather than row and column?"""
+    numbers = {*numbers} - {0}
+    return bool(numbers) and min(numbers) >= SMALLEST_TILE // 2 and max(numbers) >= SMALLEST_TILE
+
+
+def _is_grid(places: Collection[tuple[int, int]]) -> bool:
+    """Are they places of tiles: pixels from 0 0 on, or at least half of all rows and columns from 0 0 on?"""
+    if not places:
+        return False
+    a, b = ({*numbers} for numbers in zip(*places))
+    if min(a) or min(b):
+        return False
+    return are_pixels(a | b) or (len(a) > 1 and len(b) > 1 and 2 * len(places) >= (max(a) + 1) * (max(b) + 1))
 
 
 def _origin(stem: str, evidence: _Evidence) -> Origin:

@@ -52,7 +52,8 @@ def _refuse_empty_split(path: Path) -> None:
     if path.name not in names or path.exists():
         return
     split = names.pop(path.name)
-    beside = [name for name in names if (path.parent / name).is_file()]
+    beside = [name for name, other in names.items() if (path.parent / name).is_file()
+              and (path.parent / contracts.split_table(other)).is_file()]
     if beside and not (path.parent / contracts.split_table(split)).exists():
         raise UserError(f"{path}: no such file, nor a {contracts.split_table(split)} to make it from: the split has no "
                         f"{split} rows (there is {' and '.join(beside)}); name another table, or split again so that "

@@ -197,7 +197,8 @@ def split_rows(table: "pd.DataFrame", fractions: Sequence[float], seed: int, res
     """
     groups, class_ids = table["group"].tolist(), table["class_id"].tolist()
     given = [""] * len(table) if resplit else table["source_split"].tolist()
-    has_split = not {*given} <= {"", "train"}
+    own = {*given} - {""}
+    has_split = (len(own) > 1 and "train" in own) or (bool(own) and not fractions[0])     # and it will be kept
     if split_by == "area" and has_split:
         raise UserError("--split_by area: the data set has its own split; add --resplit to make a new one")
     one = len({*groups}) == 1 and not has_split and sum(fraction > 0 for fraction in fractions) > 1
@@ -219,6 +220,9 @@ def split_rows(table: "pd.DataFrame", fractions: Sequence[float], seed: int, res
     notes += _area_notes(table, [*by_area])
     if one and not by_area:
         notes.append(_cannot_be_split(table))
+    elif whole := wanted & {groups[row] for row in others}:
+        notes.append(f"{len(whole)} of {len(wanted)} photos could not be split by area and are on one side each, e.g. "
+                     f"{min(whole)}")
     notes += _leak_notes([groups[row] for row in others], [split[row] for row in others], len({*groups}))
     return table, notes + _alike_notes(table)
 

@@ -66,6 +66,21 @@ def test_few_crops(boxes, count):
     assert sides is None if count is None else Counter(sides) == count
 
 
+@pytest.mark.parametrize("places", [
+    pytest.param([(a, b, 500, 500) for a in range(0, 3000, 400) for b in range(0, 2000, 400)], id="overlapping pixels"),
+    pytest.param([(a, b, 640, 480) for a in range(0, 3000, 480) for b in range(0, 2000, 640)], id="pixels, as y x"),
+    pytest.param([(a, b, 500, 500) for a in range(8) for b in range(5)], id="row and column"),
+])
+def test_tiles_by_two_numbers(places):
+    """Sides are a tile apart, however the numbers are meant."""
+    sides = split_by_area(areas(places, ("tiles", "a")), [0] * len(places), FRACTIONS)
+    step = 1 if places[1][1] == 1 else 400
+    boxes = [(a, b, a + 2, b + 2) if step == 1 else (a, b, a + w, b + h) for a, b, w, h in places]
+    turned = [(a, b, a + h, b + w) if step > 1 else box for (a, b, w, h), box in zip(places, boxes)]
+    assert not overlaps(boxes, sides) and not overlaps(turned, sides)
+    assert {*sides} >= {"train", "val", "test"} and sides.count("") < len(sides) / 2
+
+
 def test_areas_that_cannot_be_compared():
     boxes = areas([(0, 0, 9, 9), (20, 0, 29, 9)])
     assert split_by_area([*boxes, None], [0] * 3, FRACTIONS) is None
@@ -86,12 +101,13 @@ def test_a_video_is_split_by_time():
 @pytest.mark.parametrize(("file", "expected"), [
     pytest.param("a.png", Area(("photo", "a.png"), (5, 6, 25, 36)), id="a photo"),
     pytest.param("a_512_0_1024_512.png", Area(("photo", "a"), (517, 6, 537, 36)), id="a slice by SAHI"),
-    pytest.param("a_r2_c5.png", Area(("grid", "a"), (5, 2, 7, 4)), id="row and column"),
+    pytest.param("a_r2_c5.png", Area(("tiles", "a"), (5, 2, 90, 90)), id="row and column"),
+    pytest.param("a_tile_0_512.png", Area(("tiles", "a"), (0, 512, 90, 90)), id="two numbers"),
     pytest.param("a_frame_12.png", Area(("video", "a"), (12, 0, 13, 1)), id="a frame"),
     pytest.param("a_tile_3.png", Area(("photo", "a_tile_3.png"), (5, 6, 25, 36)), id="a tile from nobody knows where"),
 ])
 def test_area_of(file, expected):
-    row = ManifestRow("i", "m", crop_x0=5, crop_y0=6, crop_x1=25, crop_y1=36)
+    row = ManifestRow("i", "m", source_width=90, source_height=50, crop_x0=5, crop_y0=6, crop_x1=25, crop_y1=36)
     (origin,) = origins([file.removesuffix(".png")])
     assert area_of(row, file, origin) == expected
     assert area_of(row, file, None) == Area(("photo", file), (5, 6, 25, 36))

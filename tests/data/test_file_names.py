@@ -46,6 +46,11 @@ def origin(stem, *beside):
     pytest.param("drive7_frame_000123", "drive7", FRAME, id="_frame_"),
     pytest.param("drive7-frame12", "drive7", FRAME, id="-frame"),
     pytest.param("frame_000123", "", FRAME, id="a frame of whatever video"),
+    pytest.param("GX0100.mp4_frame_12", "GX0100", FRAME, id=".mp4_frame_"),
+    pytest.param("ortho_tile_x0_y512", "ortho", TILE, id="_tile_x_y"),
+    pytest.param("ortho_i0_j3", "ortho", TILE, id="_i_j"),
+    pytest.param("ortho.jpg_0_0_512_512", "ortho.jpg", TILE, id="SAHI behind the ending"),
+    pytest.param(f"wall_aug_{UUID}", "wall", COPY, id="_aug_<uuid>"),
     pytest.param("GX0100.mp4_12", "GX0100", FRAME, id=".mp4_"),
     pytest.param("GX0100_mp4-12_jpg.rf.3bd02c57a72f11db", "GX0100", COPY, id="Roboflow's frame of a video"),
     pytest.param("video_3_0012", "video_3", FRAME, id="video"),
@@ -66,7 +71,8 @@ def test_names_that_say_it_by_themselves(stem, photo, kind):
     ("video_0001", "video_0002"), ("window_12",), ("tile_012", "tile_013"), ("crop_7",), ("b-1-61-",), ("photo_1_2",),
     ("apple_rot_012", "apple_rot_013", "apple_scab_003"), ("road_dark",), ("crack (12)", "crack (13)"),
     ("augusta_3",), ("aug_0012", "aug_0013"), ("frames",), ("photocopy",), ("grid_3_4",), ("photo_0_1", "photo_0_0"),
-    ("a_100_0_50_50",), ("wall_1_0_0_512",))], ids=lambda value: value if isinstance(value, str) else "")
+    ("a_100_0_50_50",), ("wall_1_0_0_512",), ("face_1_1", "face_1_2", "face_2_1"), ("run_0_0", "run_0_1", "run_0_2"),
+    ("a_0_0", "a_0_9", "a_9_0"))], ids=lambda value: value if isinstance(value, str) else "")
 def test_names_of_different_photos(stem, beside):
     """Of cameras, data sets, fruit rot, and files numbered by Windows."""
     assert origin(stem, *beside) == Origin(stem, (), None, stem)
@@ -84,6 +90,7 @@ def test_names_of_different_photos(stem, beside):
     pytest.param("aug_0012", ["0012"], "0012", id="of a photo that is a number"),
     pytest.param("ortho_0_512", ["ortho_0_0", "ortho_512_0"], "ortho", id="tiles from 0 0 on"),
     pytest.param("ortho_0000_0512", ["ortho_0000_0000"], "ortho", id="tiles with leading zeros"),
+    pytest.param("ortho_1_0", ["ortho_0_0", "ortho_1_1"], "ortho", id="a grid, one of four without objects"),
 ])
 def test_names_that_need_others_beside_them(stem, beside, photo):
     assert origin(stem, *beside).looked_for == photo
@@ -103,9 +110,11 @@ def test_the_readme_lists_names_as_they_are():
     assert [what.split(",")[0] for what, _ in rows] == ["exported copies", "augmented copies", "effects",
                                                         "copies by hand", "slices and tiles", "video frames"]
     assert sum(len(names) for _, names in rows) > 40
-    for what, names in rows:
+    for _, names in rows:
         for name in {*names} - {"wall"}:
-            beside = ["wall"] if what.startswith(("effects", "copies")) else ["wall_0_0"]
+            beside = {"wall_0_512": ["wall_0_0"],
+                      "wall_2_3": [f"wall_{row}_{column}" for row in range(3) for column in range(3)],
+                      }.get(name, ["wall"])
             found = origin(name, *beside)
             assert found.kinds and found.looked_for in (
                 {"aug_12_5321": "aug_12", "video_3_0012": "video_3", "clipA-0012": "clipA", "frame_0012": ""}.get(
@@ -115,7 +124,8 @@ def test_the_readme_lists_names_as_they_are():
 
 @pytest.mark.parametrize(("stem", "place"), [
     ("photo_410_0_922_512", {"x": 410, "y": 0, "x1": 922, "y1": 512}), ("ortho_y20_x512", {"x": 512, "y": 20}),
-    ("ortho_r3_c12", {"row": 3, "column": 12}), ("drive7_frame_0123", {"number": 123}), ("ortho_tile_3", None),
+    ("ortho_r3_c12", {"row": 3, "column": 12}),
+    ("ortho_tile_3_4", {"a": 3, "b": 4}), ("drive7_frame_0123", {"number": 123}), ("ortho_tile_3", None),
     ("photo_410_0_922_512_aug1", None), ("P1__1__0___824", {"x": 0, "y": 824}), ("P1__0.5__0___824", None)])
 def test_places(stem, place):
     assert origin(stem).place == place

@@ -120,6 +120,15 @@ def test_photos_come_from_the_manifest_across_classes_and_copies(tmp_path):
     assert same_photo(samples) == [0, 0, 1, 1, 2, 2]
 
 
+def test_photos_by_their_names_and_as_the_user_says(tmp_path):
+    """A copy, slices, and two photos that the column photo makes one."""
+    names = ["wall.jpg", "wall_aug3.jpg", "o_0_0_512_512.png", "o_410_0_922_512.png", "x.jpg", "y.jpg", "z.jpg"]
+    rows = [("a", f"Class_a/masks/{number}.png", f"Class_a/images/{number}.png", name, f"d{number}", said)
+            for number, (name, said) in enumerate(zip(names, ["", "", "", "", "one", "one", ""]))]
+    write_table(tmp_path, rows, ("mask_path", "image_path", "source_image", "source_digest", "photo"))
+    assert same_photo([in_folder(tmp_path, str(number)) for number in range(7)]) == [0, 0, 1, 1, 2, 2, 3]
+
+
 def test_an_older_manifest_and_one_without_photos(tmp_path):
     samples = [in_folder(tmp_path, "p_0001"), in_folder(tmp_path, "q_0001"), in_folder(tmp_path, "p_0002")]
     rows = [("a", f"Class_a/masks/{name}.png", "photo.jpg") for name in ("p_0001", "q_0001", "p_0002")]

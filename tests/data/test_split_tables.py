@@ -164,6 +164,13 @@ def test_images_that_look_alike_are_told(tmp_path):
         "--group_csv (and --resplit)"]
 
 
+def test_without_imagehash_it_is_said_that_none_were_looked_for(tmp_path, monkeypatch):
+    monkeypatch.setattr("sam_lora.data.near_duplicates.imagehash", None)
+    numbered(tmp_path)
+    _, notes = split_rows(grouped(tmp_path)[0], (0.6, 0.2, 0.2), 0, resplit=False)
+    assert notes[-1].startswith("near-duplicates were not looked for: ImageHash is not there; pip install")
+
+
 # ---- one photo --------------------------------------------------------------------------------------------------
 
 BOX = ("crop_x0", "crop_y0", "crop_x1", "crop_y1")
@@ -183,7 +190,7 @@ def one_photo(root, boxes, names=None, **columns):
 ROW_OF_TILES = [(x, 0, x + 100, 100) for x in range(0, 1600, 80)]
 
 
-@pytest.mark.parametrize(("split_by", "own"), [("auto", ""), ("auto", "train"), ("area", "")])
+@pytest.mark.parametrize(("split_by", "own"), [("auto", ""), ("auto", "train"), ("auto", "val"), ("area", "")])
 def test_one_photo_is_split_by_area(tmp_path, split_by, own):
     table = one_photo(tmp_path, ROW_OF_TILES, source_split=[own] * 20)
     table, notes = split_rows(table, (0.6, 0.2, 0.2), 0, False, split_by)
@@ -234,7 +241,9 @@ def test_whole_photos_unless_asked(tmp_path):
     assert kept.groupby("group")["split"].nunique().max() == 1
     cut, notes = split_rows(table, (0.6, 0.2, 0.2), 0, False, "area")
     assert cut.groupby("group")["split"].nunique().to_dict() == {"ortho.png": 4, "b.png": 1}
-    assert notes[-1].startswith("photos in more than one split: 0 of 2")
+    assert notes[-2:] == [
+        "1 of 2 photos could not be split by area and are on one side each, e.g. b.png",
+        "photos in more than one split: 0 of 2 (copies of a photo count once; photos split by area do not count)"]
     one, _ = split_rows(one_photo(tmp_path / "one", ROW_OF_TILES), (0.6, 0.2, 0.2), 0, False, "photo")
     assert {*one["split"]} == {"train"}
 
