@@ -51,7 +51,7 @@ from sam_lora.data.segmentation import (
     is_fraction,
     read_outline,
 )
-from sam_lora.data.sources import ObjectClass, SourceImage, SourceObject, real_path
+from sam_lora.data.sources import ObjectClass, SourceImage, SourceObject
 from sam_lora.errors import UserError
 
 CROWD_EXPORT = 0.9      # CVAT marks every mask drawn by brush or SAM as iscrowd: then the flag means nothing
@@ -303,8 +303,8 @@ def read_images(files: Sequence[CocoFile], folders: Mapping[Path, PhotoFolder], 
     reasons = [error.reason for photo_of_id in photos_of_files for error in photo_of_id.values()
                if isinstance(error, PhotoError)]
     missing = sum(reason == PHOTO_MISSING for reason in reasons)
-    listed = {real_path(photo.path) for photo in photos}
-    on_disk = {real_path(folder.folder / path) for folder in folders.values() for path in folder.files}
+    listed = {photo.path.resolve() for photo in photos}
+    on_disk = {(folder.folder / path).resolve() for folder in folders.values() for path in folder.files}
     with_objects = sum(bool(photo.objects) for photo in photos)
     background = sum(photo.annotations == 0 for photo in photos)
     report.photos = {"with objects": with_objects,
@@ -361,7 +361,7 @@ class Listing:
         except PhotoError as error:
             return PhotoError(error.reason, f"{path}: {error.detail}" if error.detail else str(path))
         name = (entry.folder.root / path).relative_to(self.root).as_posix()
-        photo = self.photos.setdefault((real_path(full), split),
+        photo = self.photos.setdefault((full.resolve(), split),
                                        Photo(full, name, split, size_wh, frame_wh, upright, str(file.path)))
         if (photo.frame_wh, photo.upright) != (frame_wh, upright):
             return PhotoError("photo listed twice with different sizes", str(path))

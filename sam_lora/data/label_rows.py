@@ -14,8 +14,9 @@ from itertools import islice
 PIXEL_COORDINATE = 1.5      # beyond it a number is no fraction of a photo's width or height
 FAR = 1e15                  # beyond it a coordinate is as good as infinite
 MOST = 0.9                  # of a data set's rows, to say of all that they have an id
-MOST_COMPARED = 100         # rows, and
-MOST_NUMBERS = 201          # numbers of a row, to see at which end a confidence is
+MOST_COMPARED = 1000        # rows, and numbers of a row, to see at which end a confidence is
+FEWEST = 3                  # rows that can say so: a coarse polygon alone may look shorter the wrong way
+CLEARLY = 0.98              # as much shorter outlines say which
 BOX_TOLERANCE = 0.01        # between a polygon and the box beside it: their rounding
 
 NO_NUMBER = "NaN, infinity or something that is not a number"
@@ -56,44 +57,35 @@ def style_of(lines: Iterable[str]) -> RowStyle:
     """The style of a data set, from its rows.
 
     Nearly all rows that could have an id before or behind their coordinates have a whole number there. Without an id
-    an odd number is a confidence: at the end, unless outlines cross themselves with it there and none does with it at
-    the beginning. (Read from the wrong end, a polygon has the right points with x and y changed over, but one, which is
-    far from the others.)
+    an odd number is a confidence: at the end, unless the outlines are shorter with it at the beginning. (Read from the
+    wrong end, a polygon has the right points with x and y changed over, but one, which is far from the others.)
     """
-    odd = odd_with_id = even = even_with_id = compared = crossed = crossed_without_first = 0
+    odd = odd_with_id = even = even_with_id = 0
+    last_dropped = first_dropped = 0.0      # lengths of outlines
     for line in lines:
         tokens = line.split()
         count = len(tokens) - 1
         if count >= 5 and count % 2 and not _above_one(tokens[-1]):
             odd, odd_with_id = odd + 1, odd_with_id + tokens[1].isdecimal()
-            if 7 <= count <= MOST_NUMBERS and compared < MOST_COMPARED:
-                compared, crossed = compared + 1, crossed + _crosses_itself(tokens[1:-1])
-                crossed_without_first += _crosses_itself(tokens[2:])
+            if 7 <= count <= MOST_COMPARED and odd <= MOST_COMPARED:
+                last_dropped += _outline_length(tokens[1:-1])
+                first_dropped += _outline_length(tokens[2:])
         elif count >= 6 and count % 2 == 0:
             even, even_with_id = even + 1, even_with_id + _confidence_and_id(*tokens[-2:])
     id_before = bool(odd) and odd_with_id >= MOST * odd
-    before = crossed >= compared / 3 and crossed_without_first <= compared / 10
-    return RowStyle(id_before, bool(even) and even_with_id >= MOST * even, not id_before and bool(crossed) and before)
+    return RowStyle(id_before, bool(even) and even_with_id >= MOST * even,
+                    not id_before and odd >= FEWEST and first_dropped < CLEARLY * last_dropped)
 
 
-def _crosses_itself(tokens: Sequence[str]) -> bool:
-    """Do two edges of the polygon cross? False where these are no numbers."""
+def _outline_length(tokens: Sequence[str]) -> float:
+    """Around the polygon, back to its first point; 0 where these are no numbers."""
     try:
         numbers = list(map(float, tokens))
     except ValueError:
-        return False
+        return 0.0
     points = list(zip(numbers[::2], numbers[1::2]))
-    edges = list(zip(points, points[1:] + points[:1]))
-    return any(_cross(*edge, *other) for place, edge in enumerate(edges) for other in edges[place + 2:])
-
-
-def _cross(a: tuple, b: tuple, c: tuple, d: tuple) -> bool:
-    """Do the segments ab and cd cross, not only touch?"""
-    return _side(a, b, c) * _side(a, b, d) < 0 and _side(c, d, a) * _side(c, d, b) < 0
-
-
-def _side(a: tuple, b: tuple, point: tuple) -> float:
-    return (b[0] - a[0]) * (point[1] - a[1]) - (b[1] - a[1]) * (point[0] - a[0])
+    length = sum(map(math.dist, points, points[1:] + points[:1]))
+    return length if math.isfinite(length) else 0.0
 
 
 def _above_one(token: str) -> bool:

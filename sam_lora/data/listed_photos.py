@@ -17,7 +17,7 @@ from urllib.parse import parse_qsl, unquote
 from sam_lora.data.conversion_report import PHOTO_MISSING, PHOTO_UNREADABLE
 from sam_lora.data.names import normalise_split, printable
 from sam_lora.data.segmentation import is_number
-from sam_lora.data.sources import IMAGE_SUFFIXES, real_path, source_files
+from sam_lora.data.sources import IMAGE_SUFFIXES, source_files
 
 SEVERAL_PHOTOS = "several photos have that file name"
 SEVERAL_PHOTOS_AND_FILES = f"{SEVERAL_PHOTOS}; give one --images_dir for each JSON file"
@@ -59,13 +59,13 @@ class PhotoFolder:
             return False
         try:
             full = self.folder / path
-            return full.is_file() and (self.follow_links or real_path(full).is_relative_to(self.root))
+            return full.is_file() and (self.follow_links or full.resolve().is_relative_to(self.root))
         except (OSError, ValueError):
             return False
 
     def are_one(self, paths: Sequence[PurePosixPath]) -> bool:
         """Are they links to one file?"""
-        return len({real_path(self.folder / path) for path in paths}) == 1
+        return len({(self.folder / path).resolve() for path in paths}) == 1
 
     @functools.cached_property
     def by_end(self) -> dict[Parts, list[PurePosixPath]]:

@@ -80,11 +80,6 @@ def source_files(root: Path, output_dir: Path, more_suffixes: Sequence[str] = ()
     return found
 
 
-def real_path(path: Path) -> Path:
-    """Where links lead; unlike Path.resolve() it does not mind links in a circle."""
-    return Path(os.path.realpath(path))
-
-
 def files_below(root: Path, suffixes: Container[str], follow_links: bool = False,
                 leave_out: Callable[[Path], bool] = lambda folder: False, others: Counter | None = None
                 ) -> list[PurePosixPath]:
@@ -93,7 +88,7 @@ def files_below(root: Path, suffixes: Container[str], follow_links: bool = False
     Symbolic links are followed where they stay inside `root`. Where some lead out of it, UserError says how many,
     unless `follow_links` takes them. Other suffixes are counted in `others`, printable.
     """
-    found, leading_out, inside = [], [], real_path(root)
+    found, leading_out, inside = [], [], root.resolve()
     walked = {inside}
     for folder, subfolders, files in os.walk(root, followlinks=True):
         here, kept = Path(folder), []
@@ -102,11 +97,11 @@ def files_below(root: Path, suffixes: Container[str], follow_links: bool = False
             if name.startswith(".") or leave_out(path):
                 continue
             if path.is_symlink():
-                target = real_path(path)
+                target = path.resolve()
                 if not follow_links and not target.is_relative_to(inside):
                     leading_out.append(path)
                     continue
-                if target in walked or real_path(here).is_relative_to(target):    # a circle, or a second link to it
+                if target in walked or here.resolve().is_relative_to(target):    # a circle, or a second link to it
                     continue
                 walked.add(target)
             kept.append(name)
@@ -118,12 +113,12 @@ def files_below(root: Path, suffixes: Container[str], follow_links: bool = False
             if path.suffix.lower() not in suffixes:
                 if others is not None:
                     others[printable(path.suffix.lower())] += 1
-            elif path.is_symlink() and not follow_links and not real_path(path).is_relative_to(inside):
+            elif path.is_symlink() and not follow_links and not path.resolve().is_relative_to(inside):
                 leading_out.append(path)
             elif path.is_file():
                 found.append(PurePosixPath(path.relative_to(root).as_posix()))
     if leading_out:
-        first, target = (printable(str(path)) for path in (leading_out[0], real_path(leading_out[0])))
-        raise UserError(f"{root}: {len(leading_out)} symbolic links lead out of it, e.g. {first} to {target}; "
+        first = leading_out[0]
+        raise UserError(f"{root}: {len(leading_out)} symbolic links lead out of it, e.g. {first} to {first.resolve()}; "
                         "--follow_links takes what they lead to")
     return sorted(found)
