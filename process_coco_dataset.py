@@ -23,7 +23,7 @@ import os
 import re
 from array import array
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from time import perf_counter
@@ -97,9 +97,7 @@ def main(args: argparse.Namespace) -> None:
     with class_folders.staged_output(args.output_dir, args.overwrite, args.dry_run) as staging:
         files = [read_coco_json(Path(path), folder) for path, folder in zip(args.coco_json, folders)]
         keep_crowd = args.crowd == "keep" or (args.crowd == "auto" and crowd_means_nothing(files, report))
-        photo_folders = {folder.resolve(): PhotoFolder(folder, Path(args.output_dir), report.notes, args.follow_links)
-                         for folder in folders}
-        images, classes = read_images(files, photo_folders, keep_crowd, args.boxes == "rectangle", report)
+        images, classes = read_images(files, keep_crowd, args.boxes == "rectangle", report, Path(args.output_dir))
         class_folders.write_class_folders(
             images, classes, staging,
             CropSettings(args.padding, args.min_size, args.no_crop, args.square, args.tile), args.num_workers, report)
@@ -287,13 +285,12 @@ class Photo:
 PhotoOrError = Photo | PhotoError  # the reason why there is none
 
 
-def read_images(files: Sequence[CocoFile], folders: Mapping[Path, PhotoFolder], keep_crowd: bool, boxes: bool,
-                report: ConversionReport) -> tuple[list[SourceImage], dict[str, ObjectClass]]:
-    """(every photo found, with its objects; classes by name). `folders`: by their resolved paths.
-
-    Raises UserError where most photos are missing.
-    """
+def read_images(files: Sequence[CocoFile], keep_crowd: bool, boxes: bool, report: ConversionReport, output_dir: Path
+                ) -> tuple[list[SourceImage], dict[str, ObjectClass]]:
+    """(every photo found, with its objects; classes by name). Raises UserError where most photos are missing."""
     note_shared_names(files, report)
+    folders = {key: PhotoFolder(folder, output_dir, report.notes)
+               for key, folder in {file.images_dir.resolve(): file.images_dir for file in files}.items()}
     listing = Listing(folders, report.notes)
     photos_of_files = listing.read(files)
     uses: Counter = Counter()

@@ -57,8 +57,7 @@ def main(args: argparse.Namespace) -> None:
     with class_folders.staged_output(args.output_dir, args.overwrite, args.dry_run) as staging:
         settings, yaml_path = read_data_yaml(root)
         names = class_names(root, args.class_names, settings, yaml_path, report)
-        images = read_images(root, settings, names, args.boxes == "rectangle", report, Path(args.output_dir),
-                             args.follow_links)
+        images = read_images(root, settings, names, args.boxes == "rectangle", report, Path(args.output_dir))
         class_folders.write_class_folders(
             images, object_classes(names, images, report), staging,
             CropSettings(args.padding, args.min_size, args.no_crop, args.square, args.tile), args.num_workers, report)
@@ -174,9 +173,9 @@ def object_classes(names: dict[int, str] | None, images: Sequence[SourceImage], 
 # ---- folders ----------------------------------------------------------------------------------------------
 
 def read_images(root: Path, settings: dict, names: dict[int, str] | None, boxes: bool, report: ConversionReport,
-                output_dir: Path, follow_links: bool) -> list[SourceImage]:
+                output_dir: Path) -> list[SourceImage]:
     """Every photo below `root` with its label file's objects. Raises UserError."""
-    files = source_files(root, output_dir, (".txt",), report.notes, follow_links)
+    files = source_files(root, output_dir, (".txt",), report.notes)
     texts = {path for path in files if path.suffix.lower() == ".txt"}
     photos = [path for path in files if path not in texts]
     split_of = named_splits(settings, root, photos, texts, report.notes)

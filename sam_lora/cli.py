@@ -146,9 +146,6 @@ def add_conversion(parser: argparse.ArgumentParser) -> None:
                      help="where to write the class folders")
     add_overwrite(out)
     out.add_argument("--dry_run", action="store_true", help="report what would be converted, but write nothing")
-    parser.add_argument_group("links").add_argument(
-        "--follow_links", action="store_true",
-        help="also take files whose symbolic links lead out of the data set's folder, as in a Hugging Face cache")
     crop = parser.add_argument_group("crops")
     crop.add_argument("--padding", type=non_negative_float, default=0.1, metavar="F",
                       help="context around each object, as a fraction of its box's width and height")

@@ -17,8 +17,8 @@ from PIL import Image, TiffImagePlugin
 from sam_lora.errors import UserError
 from sam_lora.files import atomic_path
 
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 EXIF_ORIENTATION = 274
-HEIC_BRANDS = (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1")
 FIRST_PAGE = "a photo had several pages or frames; the first was used"
 ON_WHITE = "a photo had transparent pixels; they became white"
 CLEAR = "a photo was transparent everywhere; its colours were used"
@@ -180,23 +180,14 @@ def _opened(path: str | Path):
     except PermissionError as error:
         raise ImageError(path, "no permission to read it") from error
     except Image.UnidentifiedImageError as error:
-        raise ImageError(path, _why_unidentified(Path(path))) from error
+        empty = Path(path).stat().st_size == 0
+        raise ImageError(path, "empty file" if empty else "not an image that can be read") from error
     except Image.DecompressionBombError as error:
         raise ImageError(path, f"more than {MAX_PIXELS // 10**6} megapixels; cut it into several files") from error
     except (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, OverflowError, struct.error,
             ZeroDivisionError, RuntimeError, cv2.error) as error:      # RuntimeError: AVIF
         raise ImageError(path, f"broken image ({str(error).splitlines()[0] if str(error) else 'cannot be decoded'})"
                          ) from error
-
-
-def _why_unidentified(path: Path) -> str:
-    with path.open("rb") as file:
-        start = file.read(12)
-    if not start:
-        return "empty file"
-    if start[4:8] == b"ftyp" and start[8:12] in HEIC_BRANDS:
-        return "HEIC, which Pillow does not read; convert it to JPEG or PNG"
-    return "not an image that can be read"
 
 
 @contextmanager

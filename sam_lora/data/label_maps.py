@@ -6,7 +6,6 @@ from tqdm import tqdm
 
 from sam_lora import contracts
 from sam_lora.data import imaging
-from sam_lora.data.sources import IMAGE_SUFFIXES
 from sam_lora.errors import UserError
 
 LABEL_MAPS_FOLDER = "label_maps"    # beside masks/: where the label maps go
@@ -20,7 +19,7 @@ def split_label_maps(dataset_dir: str | Path) -> tuple[int, int]:
     """
     paths = sorted(path for folder in Path(dataset_dir).glob(f"{contracts.CLASS_FOLDER_PREFIX}*")
                    for path in (folder / contracts.MASKS_FOLDER).glob("*")
-                   if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
+                   if path.suffix.lower() in imaging.IMAGE_SUFFIXES and path.is_file())
     maps = masks = 0
     for path in tqdm(paths, "label maps", unit="file", disable=None):
         try:

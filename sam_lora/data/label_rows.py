@@ -11,6 +11,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
+import numpy as np
+
 PIXEL_COORDINATE = 1.5      # beyond it a number is no fraction of a photo's width or height
 FAR = 1e15                  # beyond it a coordinate is as good as infinite
 MOST = 0.9                  # of a data set's rows, to say of all that they have an id
@@ -61,31 +63,29 @@ def style_of(lines: Iterable[str]) -> RowStyle:
     wrong end, a polygon has the right points with x and y changed over, but one, which is far from the others.)
     """
     odd = odd_with_id = even = even_with_id = 0
-    last_dropped = first_dropped = 0.0      # lengths of outlines
+    lengths = np.zeros(2)
     for line in lines:
         tokens = line.split()
         count = len(tokens) - 1
         if count >= 5 and count % 2 and not _above_one(tokens[-1]):
             odd, odd_with_id = odd + 1, odd_with_id + tokens[1].isdecimal()
             if 7 <= count <= MOST_COMPARED and odd <= MOST_COMPARED:
-                last_dropped += _outline_length(tokens[1:-1])
-                first_dropped += _outline_length(tokens[2:])
+                lengths += _outline_length(tokens[1:-1]), _outline_length(tokens[2:])
         elif count >= 6 and count % 2 == 0:
             even, even_with_id = even + 1, even_with_id + _confidence_and_id(*tokens[-2:])
     id_before = bool(odd) and odd_with_id >= MOST * odd
     return RowStyle(id_before, bool(even) and even_with_id >= MOST * even,
-                    not id_before and odd >= FEWEST and first_dropped < CLEARLY * last_dropped)
+                    not id_before and odd >= FEWEST and bool(lengths[1] < CLEARLY * lengths[0]))
 
 
 def _outline_length(tokens: Sequence[str]) -> float:
     """Around the polygon, back to its first point; 0 where these are no numbers."""
     try:
-        numbers = list(map(float, tokens))
+        points = np.array(tokens, float).reshape(-1, 2)
     except ValueError:
         return 0.0
-    points = list(zip(numbers[::2], numbers[1::2]))
-    length = sum(map(math.dist, points, points[1:] + points[:1]))
-    return length if math.isfinite(length) else 0.0
+    length = np.hypot(*(points - np.roll(points, 1, axis=0)).T).sum()
+    return float(length) if np.isfinite(length) else 0.0
 
 
 def _above_one(token: str) -> bool:

@@ -17,7 +17,7 @@ from urllib.parse import parse_qsl, unquote
 from sam_lora.data.conversion_report import PHOTO_MISSING, PHOTO_UNREADABLE
 from sam_lora.data.names import normalise_split, printable
 from sam_lora.data.segmentation import is_number
-from sam_lora.data.sources import IMAGE_SUFFIXES, source_files
+from sam_lora.data.sources import source_files
 
 SEVERAL_PHOTOS = "several photos have that file name"
 SEVERAL_PHOTOS_AND_FILES = f"{SEVERAL_PHOTOS}; give one --images_dir for each JSON file"
@@ -45,27 +45,11 @@ class PhotoError(ValueError):
 class PhotoFolder:
     """The photos below one folder."""
 
-    def __init__(self, folder: Path, output_dir: Path, notes: Counter, follow_links: bool = False):
-        self.folder, self.root, self.follow_links = folder, folder.resolve(), follow_links
-        self.files = source_files(folder, output_dir, notes=notes, follow_links=follow_links)
+    def __init__(self, folder: Path, output_dir: Path, notes: Counter):
+        self.folder, self.root = folder, folder.resolve()
+        self.files = source_files(folder, output_dir, notes=notes)
         self.known = set(self.files)
         self.above = _plain(self.root.parts)
-
-    def has(self, path: PurePosixPath) -> bool:
-        """Is there a file of just that path? Its suffix may be any: its content says whether it is an image."""
-        if path in self.known:
-            return True
-        if path.suffix.lower() in IMAGE_SUFFIXES or path.is_absolute() or ".." in path.parts:
-            return False
-        try:
-            full = self.folder / path
-            return full.is_file() and (self.follow_links or full.resolve().is_relative_to(self.root))
-        except (OSError, ValueError):
-            return False
-
-    def are_one(self, paths: Sequence[PurePosixPath]) -> bool:
-        """Are they links to one file?"""
-        return len({(self.folder / path).resolve() for path in paths}) == 1
 
     @functools.cached_property
     def by_end(self) -> dict[Parts, list[PurePosixPath]]:
@@ -128,7 +112,7 @@ def _match(entry: Entry, several: str) -> _Match:
     folder = entry.folder
     for name in _spellings(entry.name):
         path = PurePosixPath(name.replace("\\", "/"))
-        if folder.has(path):
+        if path in folder.known:
             return _Match(_same_name_in_split(path, entry), entry.source, (), _Match.EXACT)
         parts = _plain(part for part in path.parts if part not in ("/", "..", "."))
         candidates = folder.by_end.get(parts[-2:]) or folder.by_end.get(parts[-1:])
@@ -141,7 +125,7 @@ def _same_name_in_split(path: PurePosixPath, entry: Entry) -> PurePosixPath:
     """`path`, or for a bare name its namesake in the folder of the entry's split, where there is one."""
     if not entry.split or len(path.parts) > 1:
         return path
-    namesakes = [other for other in entry.folder.by_end.get(_plain(path.parts), [])
+    namesakes = [other for other in entry.folder.by_end[_plain(path.parts)]
                  if split_of_folders(other.parts[:-1]) == entry.split]
     return namesakes[0] if len(namesakes) == 1 else path
 
@@ -157,7 +141,7 @@ def _best(candidates: Sequence[PurePosixPath], parts: Parts, entry: Entry, sever
         matches.append(_Match(path, entry.source, parts, strength, common < min(len(parts), len(below))))
     strongest = max(match.strength for match in matches)
     best = [match for match in matches if match.strength == strongest]
-    if len(best) > 1 and not entry.folder.are_one([match.path for match in best]):
+    if len(best) > 1:
         places = ", ".join(str(match.path) for match in best[:3])
         raise PhotoError(several, f"{_shown(entry.name)}: {places}")
     return best[0]

@@ -9,9 +9,9 @@ from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from sam_lora import contracts
+from sam_lora.data.imaging import IMAGE_SUFFIXES
 from sam_lora.data.manifest import Manifest, ManifestRow, read_manifest
 from sam_lora.data.names import photo_stem, printable
-from sam_lora.data.sources import IMAGE_SUFFIXES
 from sam_lora.errors import UserError
 from sam_lora.tables import read_table
 

@@ -2,17 +2,13 @@
 
 import os
 from collections import Counter
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from sam_lora import contracts
 from sam_lora.data.names import printable
-from sam_lora.errors import UserError
 
-# what annotation tools and phones write and Pillow opens; HEIC so that its true fault is told
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".apng", ".bmp", ".dib", ".tif", ".tiff", ".webp",
-                  ".avif", ".gif", ".jp2", ".ppm", ".pgm", ".pnm", ".tga", ".heic", ".heif")
 TEXT_SUFFIXES = {".txt", ".json", ".yaml", ".yml", ".md", ".csv", ".xml", ".cache", ".py"}  # not worth a note
 
 
@@ -61,64 +57,32 @@ class SourceImage:
     complete: bool = False
 
 
-def source_files(root: Path, output_dir: Path, more_suffixes: Sequence[str] = (), notes: Counter | None = None,
-                 follow_links: bool = False) -> list[PurePosixPath]:
+def source_files(root: Path, output_dir: Path, more_suffixes: Sequence[str] = (), notes: Counter | None = None
+                 ) -> list[PurePosixPath]:
     """Image files, and those with one of `more_suffixes`, below `root`: relative to it, sorted, suffixes in any case.
 
-    Left out: hidden files, class folders made earlier, pipes and the like. Suffixes that are not an image's are counted
-    in `notes`. Links as in `files_below`.
+    Left out: hidden files, class folders made earlier, pipes and the like, and links that lead out of `root`. Suffixes
+    that are not an image's (.gif, .heic) are counted in `notes`.
     """
-    output, others = output_dir.resolve(), Counter()
-
-    def is_made(folder: Path) -> bool:
-        return folder.resolve() == output or (folder / contracts.MANIFEST_FILE).is_file()
-    found = files_below(root, {*IMAGE_SUFFIXES, *more_suffixes}, follow_links, is_made, others)
-    others = Counter({suffix: count for suffix, count in others.items() if suffix not in TEXT_SUFFIXES})
+    from sam_lora.data.imaging import IMAGE_SUFFIXES
+    suffixes = {*IMAGE_SUFFIXES, *more_suffixes}
+    found, others = [], Counter()
+    inside, output = root.resolve(), output_dir.resolve()
+    for folder, subfolders, files in os.walk(root):
+        here = Path(folder)
+        subfolders[:] = [name for name in subfolders if not name.startswith(".")
+                         and (here / name).resolve() != output
+                         and not (here / name / contracts.MANIFEST_FILE).is_file()]
+        for name in files:
+            path = here / name
+            suffix = path.suffix.lower()
+            if name.startswith(".") or suffix in TEXT_SUFFIXES - suffixes:
+                continue
+            if suffix not in suffixes:
+                others[printable(suffix)] += 1
+            elif path.is_file() and (not path.is_symlink() or path.resolve().is_relative_to(inside)):
+                found.append(PurePosixPath(path.relative_to(root).as_posix()))
     if others and notes is not None:
         kinds = ", ".join(f"{count} {suffix or 'without suffix'}" for suffix, count in sorted(others.items()))
         notes[f"{root}: files not taken as photos: {kinds[:200]}"] += 1
-    return found
-
-
-def files_below(root: Path, suffixes: Container[str], follow_links: bool = False,
-                leave_out: Callable[[Path], bool] = lambda folder: False, others: Counter | None = None
-                ) -> list[PurePosixPath]:
-    """Files with one of `suffixes` (lower case) below `root`: relative to it, sorted. Hidden ones are left out.
-
-    Symbolic links are followed where they stay inside `root`. Where some lead out of it, UserError says how many,
-    unless `follow_links` takes them. Other suffixes are counted in `others`, printable.
-    """
-    found, leading_out, inside = [], [], root.resolve()
-    walked = {inside}
-    for folder, subfolders, files in os.walk(root, followlinks=True):
-        here, kept = Path(folder), []
-        for name in sorted(subfolders):
-            path = here / name
-            if name.startswith(".") or leave_out(path):
-                continue
-            if path.is_symlink():
-                target = path.resolve()
-                if not follow_links and not target.is_relative_to(inside):
-                    leading_out.append(path)
-                    continue
-                if target in walked or here.resolve().is_relative_to(target):    # a circle, or a second link to it
-                    continue
-                walked.add(target)
-            kept.append(name)
-        subfolders[:] = kept
-        for name in files:
-            path = here / name
-            if name.startswith("."):
-                continue
-            if path.suffix.lower() not in suffixes:
-                if others is not None:
-                    others[printable(path.suffix.lower())] += 1
-            elif path.is_symlink() and not follow_links and not path.resolve().is_relative_to(inside):
-                leading_out.append(path)
-            elif path.is_file():
-                found.append(PurePosixPath(path.relative_to(root).as_posix()))
-    if leading_out:
-        first = leading_out[0]
-        raise UserError(f"{root}: {len(leading_out)} symbolic links lead out of it, e.g. {first} to {first.resolve()}; "
-                        "--follow_links takes what they lead to")
     return sorted(found)

@@ -18,8 +18,6 @@ from sam_lora.files import atomic_path
 from sam_lora.results.prompt_table import PromptedObject, PromptTable
 from sam_lora.workers import map_in_threads
 
-YOLO_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")      # of the photos that YOLO tools take
-
 
 @dataclass(frozen=True)
 class AnnotatedMask:
@@ -88,7 +86,7 @@ def write_yolo(table: PromptTable, annotated: Sequence[AnnotatedMask], folder: P
 
     def write(image_name: str) -> None:
         (source, stem), rows = table.files[image_name], table.rows_of[image_name]
-        suffix = source.suffix if source.suffix.lower() in YOLO_SUFFIXES else ".png"
+        suffix = source.suffix if source.suffix.lower() in imaging.IMAGE_SUFFIXES else ".png"
         image, label = folder / contracts.IMAGES_FOLDER / f"{stem}{suffix}", folder / "labels" / f"{stem}.txt"
         for path in (image, label):
             path.parent.mkdir(parents=True, exist_ok=True)

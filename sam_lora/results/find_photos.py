@@ -11,7 +11,6 @@ from tqdm import tqdm
 from sam_lora import contracts
 from sam_lora.data import imaging
 from sam_lora.data.samples import Sample
-from sam_lora.data.sources import IMAGE_SUFFIXES, files_below
 from sam_lora.errors import UserError
 from sam_lora.files import atomic_path, refuse_existing, refuse_replacing
 from sam_lora.model import processes
@@ -132,10 +131,11 @@ def photos_below(root: Path) -> list[tuple[Path, str]]:
     """(path, path below `root`) of every image file. UserError where there is none."""
     if not root.is_dir():
         raise UserError(f"{root}: {'is a file' if root.exists() else 'no such folder'}; expected a folder of photos")
-    paths = files_below(root, IMAGE_SUFFIXES)
+    paths = sorted(path for path in root.rglob("*") if path.suffix.lower() in imaging.IMAGE_SUFFIXES
+                   and path.is_file() and path.resolve().is_relative_to(root.resolve()))
     if not paths:
-        raise UserError(f"{root}: no image in it; expected files that end in {', '.join(IMAGE_SUFFIXES)}")
-    return [(root / path, str(path)) for path in paths]
+        raise UserError(f"{root}: no image in it; expected files that end in {', '.join(imaging.IMAGE_SUFFIXES)}")
+    return [(path, path.relative_to(root).as_posix()) for path in paths]
 
 
 def table_of(photos: Sequence[ScannedPhoto], classes: Sequence[str]) -> PromptTable:
