@@ -15,14 +15,13 @@ A label row is `class x1 y1 x2 y2 x3 y3 ...`, fractions of the photo's width and
 """
 
 import argparse
-import re
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from time import perf_counter
 
 from sam_lora import cli
-from sam_lora.data import class_folders, text_files
+from sam_lora.data import class_folders
 from sam_lora.data.boxes import note_boxes
 from sam_lora.data.class_folders import CropSettings
 from sam_lora.data.conversion_report import BOX_ONLY, PHOTO_MISSING, ConversionReport
@@ -71,24 +70,18 @@ def main(args: argparse.Namespace) -> None:
 def read_data_yaml(root: Path) -> tuple[dict, Path | None]:
     """data.yaml, or the only other .yaml there is: (content, path); ({}, None) without one. Raises UserError."""
     import yaml
-
-    class TextLoader(yaml.SafeLoader):
-        """Names stay as they are written: yes, off, 010 and 12:30 are no booleans and numbers."""
-        yaml_implicit_resolvers = {}        # noqa: RUF012 (PyYAML's own attribute)
     usual = [root / name for name in YAML_NAMES if (root / name).is_file()]
     others = sorted(path for path in root.iterdir() if path.suffix.lower() in (".yaml", ".yml") and path.is_file())
     path = usual[0] if usual else others[0] if len(others) == 1 else None
     if path is None:
         return {}, None
     try:
-        settings = yaml.load(text_files.read_text(path), TextLoader)
-    except UserError:
-        raise
+        settings = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
     except (yaml.YAMLError, RecursionError, ValueError, TypeError, AttributeError, LookupError) as error:  # PyYAML
         mark = getattr(error, "problem_mark", None)
         where = f" at line {mark.line + 1}" if mark else ""
         raise UserError(f"{path}: broken YAML{where}; expected `names:` and the class names") from error
-    settings = settings or {}
+    settings = {} if settings is None else settings
     if not isinstance(settings, dict):
         raise UserError(f"{path}: found a {type(settings).__name__}, expected keys such as `names:`")
     if settings.get("kpt_shape"):
@@ -105,16 +98,17 @@ def class_names(root: Path, given: Sequence[str] | None, settings: dict, yaml_pa
     if given:
         return {i: clean_name(name) or f"class_{i}" for i, name in enumerate(given)}
     names = settings.get("names")
-    if names not in (None, ""):
+    if names is not None:
         names = _names_from_yaml(names, yaml_path)
-        count = class_count(settings)
-        if count is not None and count != len(names):
+        count = settings.get("nc")
+        if isinstance(count, int) and count != len(names):
             count = count if abs(count) < 10**9 else "huge"
             report.notes[f"{yaml_path.name}: nc is {count}, but names has {len(names)}; the names were taken"] += 1
         return names
     for folder in (root, root / "labels", root / "train", root / "train" / "labels"):
         if (folder / CLASSES_TXT).is_file():
-            names = [clean_name(line) for line in text_files.read_text(folder / CLASSES_TXT).splitlines()]
+            text = (folder / CLASSES_TXT).read_text(encoding="utf-8-sig", errors="replace")
+            names = [clean_name(line) for line in text.splitlines()]
             while names and not names[-1]:
                 names.pop()
             if not names:
@@ -124,16 +118,8 @@ def class_names(root: Path, given: Sequence[str] | None, settings: dict, yaml_pa
         raise UserError(f"{root}: no data.yaml and no {CLASSES_TXT}; give the names in the order of their ids with "
                         "--class_names NAME [NAME ...]")
     report.notes[f"{yaml_path.name}: no names; classes are called class_<id>"] += 1
-    count = class_count(settings)
-    return {i: f"class_{i}" for i in range(count)} if count is not None and 0 < count < 10**5 else None
-
-
-def class_count(settings: dict) -> int | None:
-    """`nc` where it is a whole number."""
     count = settings.get("nc")
-    if not isinstance(count, str) or not re.fullmatch(r"[+-]?[0-9]+", count):
-        return None
-    return int(count) if len(count) < 12 else 10**11
+    return {i: f"class_{i}" for i in range(count)} if isinstance(count, int) and 0 < count < 10**5 else None
 
 
 def _names_from_yaml(names: object, path: Path) -> dict[int, str]:
@@ -325,7 +311,7 @@ def read_label_file(path: Path, name: str, names: dict[int, str] | None, boxes: 
 
 
 def _lines(path: Path) -> list[str]:
-    return text_files.read_text(path, exact=False).splitlines()
+    return path.read_text(encoding="utf-8-sig", errors="replace").splitlines()
 
 
 if __name__ == "__main__":

@@ -138,6 +138,7 @@ TILTED_BOX = "0.375 0.475 0.35 0.45"
     pytest.param("1 ", "", "had an id or flag before", id="instance id 1"),
     pytest.param("0 ", "", "had an id or flag before", id="a flag"),
     pytest.param("17 4 ", "", "had an id or flag before", id="two ids"),
+    pytest.param("0.87 ", "", "the first was taken for a confidence", id="a confidence before"),
     pytest.param("1952 ", " 0.87", "the last was taken for a confidence", id="an instance id and a confidence"),
     pytest.param(f"{TILTED_BOX} ", "", "its box beside its polygon", id="its box before"),
     pytest.param("", f" {TILTED_BOX}", "its box beside its polygon", id="its box behind"),
@@ -153,15 +154,6 @@ def test_numbers_beside_a_polygon_are_no_vertices(tmp_path: Path, capsys, before
     said = capsys.readouterr().out
     pd.testing.assert_frame_equal(manifest, run_yolo(tmp_path / "plain", tmp_path / "expected", "--class_names", "x"))
     assert (note in said) if note else ("note" not in said)
-
-
-def test_a_confidence_before_polygons_is_recognised_by_several(tmp_path: Path, capsys):
-    shapes = [TILTED, "0.3 0.2 0.6 0.3 0.5 0.7 0.25 0.5", "0.1 0.6 0.2 0.5 0.4 0.55 0.45 0.8 0.2 0.9"]
-    add_photo(tmp_path / "set", "images/a.jpg", "labels/a.txt", "".join(f"0 0.87 {shape}\n" for shape in shapes))
-    add_photo(tmp_path / "plain", "images/a.jpg", "labels/a.txt", "".join(f"0 {shape}\n" for shape in shapes))
-    manifest = run_yolo(tmp_path / "set", tmp_path / "out", "--class_names", "x")
-    assert "the first was taken for a confidence and dropped (3 times)" in capsys.readouterr().out
-    pd.testing.assert_frame_equal(manifest, run_yolo(tmp_path / "plain", tmp_path / "expected", "--class_names", "x"))
 
 
 def test_a_polygon_that_ends_at_the_edge_keeps_its_last_point(tmp_path: Path):

@@ -17,7 +17,6 @@ PIXEL_COORDINATE = 1.5      # beyond it a number is no fraction of a photo's wid
 FAR = 1e15                  # beyond it a coordinate is as good as infinite
 MOST = 0.9                  # of a data set's rows, to say of all that they have an id
 MOST_COMPARED = 1000        # rows, and numbers of a row, to see at which end a confidence is
-FEWEST = 3                  # rows that can say so: a coarse polygon alone may look shorter the wrong way
 CLEARLY = 0.98              # as much shorter outlines say which
 BOX_TOLERANCE = 0.01        # between a polygon and the box beside it: their rounding
 
@@ -75,7 +74,7 @@ def style_of(lines: Iterable[str]) -> RowStyle:
             even, even_with_id = even + 1, even_with_id + _confidence_and_id(*tokens[-2:])
     id_before = bool(odd) and odd_with_id >= MOST * odd
     return RowStyle(id_before, bool(even) and even_with_id >= MOST * even,
-                    not id_before and odd >= FEWEST and bool(lengths[1] < CLEARLY * lengths[0]))
+                    not id_before and bool(lengths[1] < CLEARLY * lengths[0]))
 
 
 def _outline_length(tokens: Sequence[str]) -> float:
