@@ -1,4 +1,4 @@
-"""process_yolo_to_classwise.py and data/label_rows.py: each label row is an object or a reason."""
+"""process_yolo_to_classwise.py: each label row is an object or a reason."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from data_set_builder import BOX_ONLY, HEIGHT, POLYGON, WIDTH, add_photo, run_yo
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sam_lora.data.label_rows import RowError, parse_label_row, style_of
+from process_yolo_to_classwise import RowError, parse_label_row
 
 SQUARE = (0.25, 0.2, 0.75, 0.2, 0.75, 0.6, 0.25, 0.6)
 
@@ -118,89 +118,6 @@ def test_rules_of_label_rows(tmp_path: Path, capsys: pytest.CaptureFixture, rows
     assert len(manifest) == crops and skip_reasons(tmp_path / "out") == skipped
     notes = [line for line in capsys.readouterr().out.splitlines() if line.startswith("note")]
     assert note in "".join(notes) and bool(note) == bool(notes)
-
-
-# ---- numbers that are no coordinates ----------------------------------------------------------------------
-
-TILTED = "0.2 0.3 0.5 0.25 0.55 0.6 0.2 0.7"       # its box: centre 0.375 0.475, size 0.35 0.45
-TILTED_BOX = "0.375 0.475 0.35 0.45"
-
-
-@pytest.mark.parametrize(("before", "behind", "note"), [
-    pytest.param("", "", None, id="plain"),
-    pytest.param("", " 3", "ended in an id", id="a track id"),
-    pytest.param("", " 0.87", "the last was taken for a confidence", id="a confidence"),
-    pytest.param("", " 0.87 1", "ended in a confidence and a track id", id="confidence and id 1"),
-    pytest.param("", " 0.87 3", "ended in a confidence and a track id", id="confidence and id 3"),
-    pytest.param("", " 1 12", "ended in a confidence and a track id", id="confidence 1 and id 12"),
-    pytest.param("", " 5 0.87", "ended in a confidence and a track id", id="id and confidence"),
-    pytest.param("1952 ", "", "had an id or flag before", id="an instance id"),
-    pytest.param("1 ", "", "had an id or flag before", id="instance id 1"),
-    pytest.param("0 ", "", "had an id or flag before", id="a flag"),
-    pytest.param("17 4 ", "", "had an id or flag before", id="two ids"),
-    pytest.param("0.87 ", "", "the first was taken for a confidence", id="a confidence before"),
-    pytest.param("1952 ", " 0.87", "the last was taken for a confidence", id="an instance id and a confidence"),
-    pytest.param(f"{TILTED_BOX} ", "", "its box beside its polygon", id="its box before"),
-    pytest.param("", f" {TILTED_BOX}", "its box beside its polygon", id="its box behind"),
-    pytest.param(f"7 {TILTED_BOX} ", " 0.9", "its box beside its polygon", id="id, box, polygon, confidence"),
-])
-@pytest.mark.parametrize("rows", [1, 5])
-def test_numbers_beside_a_polygon_are_no_vertices(tmp_path: Path, capsys, before: str, behind: str, note, rows: int):
-    """Every row gives the crop and area of the plain one, whether it is alone or has others like it."""
-    for number in range(rows):
-        add_photo(tmp_path / "set", f"images/{number}.jpg", f"labels/{number}.txt", f"0 {before}{TILTED}{behind}\n")
-        add_photo(tmp_path / "plain", f"images/{number}.jpg", f"labels/{number}.txt", f"0 {TILTED}\n")
-    manifest = run_yolo(tmp_path / "set", tmp_path / "out", "--class_names", "x")
-    said = capsys.readouterr().out
-    pd.testing.assert_frame_equal(manifest, run_yolo(tmp_path / "plain", tmp_path / "expected", "--class_names", "x"))
-    assert (note in said) if note else ("note" not in said)
-
-
-def test_a_polygon_that_ends_at_the_edge_keeps_its_last_point(tmp_path: Path):
-    """Where other rows do not end in a whole number, `0.2 1` is a point of the lower edge and not a track id."""
-    edge = "0 0.2 0.5 0.7 0.5 0.7 1 0.2 1"
-    add_photo(tmp_path / "set", "images/a.jpg", "labels/a.txt", f"{edge}\n0 {TILTED}\n")
-    manifest = run_yolo(tmp_path / "set", tmp_path / "out", "--class_names", "x")
-    assert manifest.mask_area[0] == WIDTH // 2 * HEIGHT // 2
-    assert tuple(parse_label_row(edge).polygon) == (0.2, 0.5, 0.7, 0.5, 0.7, 1, 0.2, 1)
-
-
-def test_confidences_behind_polygons_that_begin_at_the_edge(tmp_path: Path):
-    """One polygon whose first x is a bare 0 does not turn all confidences into y."""
-    rows = [f"0 {TILTED} 0.9", "0 0 0.3 0.5 0.25 0.55 0.6 0 0.7 0.8"]
-    add_photo(tmp_path / "set", "images/a.jpg", "labels/a.txt", "\n".join(rows))
-    add_photo(tmp_path / "plain", "images/a.jpg", "labels/a.txt", "\n".join(row.rpartition(" ")[0] for row in rows))
-    manifest = run_yolo(tmp_path / "set", tmp_path / "out", "--class_names", "x")
-    pd.testing.assert_frame_equal(manifest, run_yolo(tmp_path / "plain", tmp_path / "expected", "--class_names", "x"))
-
-
-@pytest.mark.parametrize("row", [
-    pytest.param("0 0.1 0.1 0.5 0.1 19 0.4 0.1 0.5", id="in the middle"),
-    pytest.param("0 0.1 0.1 0.5 0.1 0.5 -3 0.1 0.5", id="negative"),
-    pytest.param("0 0.5 0.5 0.2 1.7", id="of a box"),
-])
-def test_a_number_that_is_no_fraction_rejects_its_row(row: str):
-    with pytest.raises(RowError, match="among fractions of width and height"):
-        parse_label_row(row)
-
-
-tracked = st.tuples(st.floats(0, 1).map("{:.4f}".format), st.integers(1, 300).map(str)).map(" ".join)
-
-
-@settings(max_examples=60, deadline=None)
-@given(st.lists(st.tuples(st.lists(st.tuples(st.floats(0.01, 0.99), st.floats(0.01, 0.99)), min_size=4, max_size=9,
-                                   unique=True), tracked), min_size=1, max_size=6))
-def test_tracked_polygons_are_read_back(rows: list):
-    """Ids from 1 up, in a data set whose every row has a confidence and an id."""
-    texts = [" ".join(f"{value:.5f}" for point in points for value in point) for points, _ in rows]
-    lines = [f"0 {text} {extra}" for text, (_, extra) in zip(texts, rows)]
-    style = style_of(lines)
-    for line, text in zip(lines, texts):
-        try:
-            expected = parse_label_row(f"0 {text}").polygon
-        except RowError:
-            continue
-        assert parse_label_row(line, style).polygon == expected
 
 
 def test_a_million_points_in_one_row(tmp_path: Path):
