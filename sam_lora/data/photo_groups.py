@@ -8,7 +8,6 @@ from typing import NamedTuple
 
 from sam_lora.data.file_names import Origin, origins
 from sam_lora.data.names import SPLIT_ALIASES
-from sam_lora.data.sources import IMAGE_SUFFIXES
 
 AUGMENTED_FOLDERS = frozenset({"aug", "augmented", "augmentation", "augmentations"})
 # Folders that say a file's split or kind, not which photo it is.
@@ -69,6 +68,7 @@ def source_group(source_image: str) -> str:
 
 
 def _path(file: str) -> PurePosixPath:
+    from sam_lora.data.imaging import IMAGE_SUFFIXES  # brings OpenCV, not needed for --help
     path = PurePosixPath(file.replace("\\", "/"))
     return path if path.suffix.lower() in IMAGE_SUFFIXES else PurePosixPath(f"{path}.png")
 
