@@ -11,16 +11,13 @@ writes  processed_dataset/Class_<name>/images/<photo>_<line>.png   each object, 
         processed_dataset/conversion_report.csv   every label row that was skipped, with the reason
         processed_dataset/preview.jpg             some of the crops with their masks' outlines
 
-A label row is `class x1 y1 x2 y2 x3 y3 ...`, fractions of the photo's width and height. Next: Create_yolo_csv.py.
+A label row is `class x1 y1 x2 y2 x3 y3 ...`, fractions of the photo's width and height; what tools add to it, see
+README. Next: Create_yolo_csv.py.
 """
 
 import argparse
-import math
-from array import array
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import islice
+from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from time import perf_counter
 
@@ -29,20 +26,15 @@ from sam_lora.data import class_folders
 from sam_lora.data.boxes import note_boxes
 from sam_lora.data.class_folders import CropSettings
 from sam_lora.data.conversion_report import BOX_ONLY, PHOTO_MISSING, ConversionReport
+from sam_lora.data.label_rows import OUT_OF_PHOTO, RowEnds, RowError, parse_label_row
 from sam_lora.data.names import class_folder_names, clean_name, merge_same_names, normalise_split
 from sam_lora.data.sources import ObjectClass, SourceImage, SourceObject, source_files
 from sam_lora.errors import UserError
 
 YAML_NAMES = ("data.yaml", "data.yml", "dataset.yaml", "dataset.yml")
 CLASSES_TXT = "classes.txt"
-OUT_OF_PHOTO = 0.01      # rounding in exporters; beyond it a row is clipped and noted
-PIXEL_COORDINATE = 1.5
-FAR = 1e15                 # beyond it a coordinate is as good as infinite
 
 CLIPPED = "a polygon reached beyond its photo and was clipped"
-NO_NUMBER = "NaN, infinity or something that is not a number"
-NO_NUMBER_TEXT = "something that is not a number"
-CONFIDENCE = "a row had an odd number of coordinates; the last was taken for a confidence and dropped"
 
 
 def get_args_parser() -> argparse.ArgumentParser:
@@ -181,6 +173,8 @@ def read_images(root: Path, settings: dict, names: dict[int, str] | None, boxes:
         raise UserError(f"{root}: no photo found; expected images/ and labels/, train/images/ and train/labels/, or "
                         "images/train/ and labels/train/")
     labels = label_files(kept, texts)
+    used = sorted({*labels.values()} & texts)
+    ends = RowEnds(lambda: (line for label in used for line in _lines(root / label)))
     images, photo_of_label = [], {}
     background = 0
     for path in kept:
@@ -191,7 +185,7 @@ def read_images(root: Path, settings: dict, names: dict[int, str] | None, boxes:
             report.notes[f"two photos share a label file; {photo_of_label[label]} has it, not {path}"] += 1
         elif label in texts:
             photo_of_label[label] = path
-            objects = read_label_file(root / label, str(label), names, boxes, report)
+            objects = read_label_file(root / label, str(label), names, boxes, ends, report)
         empty = report.total == taken_before
         background += empty
         images.append(SourceImage(root / path, str(path), photo_split(path, split_of), objects, str(label), (1, 1),
@@ -289,95 +283,8 @@ def _named(path: PurePosixPath, split_of: dict[PurePosixPath, str]) -> PurePosix
 
 # ---- label rows -------------------------------------------------------------------------------------------
 
-@dataclass(frozen=True)
-class LabelRow:
-    """`polygon`: flat [x, y, …] doubles, fractions of width and height. A box row is a polygon of four corners."""
-    class_id: int
-    polygon: array
-    is_box: bool = False
-    has_confidence: bool = False
-
-
-class RowError(ValueError):
-    """Why a label row is not an object."""
-
-
-def parse_label_row(line: str) -> LabelRow:
-    """`class x y x y x y …`, `class cx cy w h`, either with a confidence at the end. Raises RowError."""
-    tokens = line.split()
-    if "," in line or ";" in line:
-        raise RowError("commas; numbers are separated by blanks")
-    if "rle" in (token.lower() for token in tokens[:2]):
-        raise RowError("RLE, which YOLO labels do not have")
-    class_id = _number(tokens[0], "a class name where the class id belongs")
-    if not class_id.is_integer():
-        raise RowError("a class id that is not a whole number")
-    numbers = _coordinates(line, tokens)
-    is_box = len(numbers) in (4, 5)
-    has_confidence = len(numbers) % 2 == 1
-    if has_confidence:
-        numbers.pop()
-    low, high = min(numbers), max(numbers)
-    if max(-low, high) > PIXEL_COORDINATE and \
-            sum(abs(number) > PIXEL_COORDINATE for number in numbers) * 2 > len(numbers):
-        raise RowError("looks like pixel coordinates; expected fractions of width and height, 0 to 1")
-    return LabelRow(int(class_id), _box_corners(*numbers) if is_box else _open_outline(numbers), is_box, has_confidence)
-
-
-def _coordinates(line: str, tokens: Sequence[str]) -> array:
-    """The numbers behind the class id, four or more, finite. Raises RowError."""
-    numbers = array("d")
-    try:
-        for start in range(1, len(tokens), 4096):  # in pieces: a row may have millions
-            numbers.fromlist(list(map(float, tokens[start:start + 4096])))
-    except ValueError:
-        numbers = array("d", [math.nan])
-    if "_" in line or not all(map(math.isfinite, numbers)):  # token by token only where a reason is wanted: it is slow
-        numbers = array("d", (_number(token, NO_NUMBER_TEXT) for token in islice(tokens, 1, None)))
-    if len(numbers) < 4:
-        raise RowError("too few numbers")
-    if not -FAR < min(numbers) <= max(numbers) < FAR:
-        raise RowError(NO_NUMBER)
-    return numbers
-
-
-def _box_corners(x: float, y: float, width: float, height: float) -> array:
-    """Centre and size -> the four corners, flat. Raises RowError."""
-    if width <= 0 or height <= 0:
-        raise RowError("zero area")
-    x0, y0, x1, y1 = x - width / 2, y - height / 2, x + width / 2, y + height / 2
-    return array("d", (x0, y0, x1, y0, x1, y1, x0, y1))
-
-
-def _open_outline(numbers: array) -> array:
-    """A flat polygon without a closing point that repeats the first. Raises RowError."""
-    if numbers[:2] == numbers[-2:]:
-        del numbers[-2:]
-    xs, ys = numbers[::2], numbers[1::2]
-    if not _three_different(zip(xs, ys)):
-        raise RowError("fewer than three different points")
-    if min(xs) == max(xs) or min(ys) == max(ys):
-        raise RowError("zero area")
-    return numbers
-
-
-def _three_different(points: Iterable[tuple[float, float]]) -> bool:
-    different = set()
-    return any(different.add(point) or len(different) == 3 for point in points)
-
-
-def _number(token: str, otherwise: str) -> float:
-    try:
-        value = float(token)
-    except ValueError:
-        raise RowError(otherwise) from None
-    if "_" in token or not math.isfinite(value):
-        raise RowError(NO_NUMBER)
-    return value
-
-
-def read_label_file(path: Path, name: str, names: dict[int, str] | None, boxes: bool, report: ConversionReport
-                    ) -> list[SourceObject]:
+def read_label_file(path: Path, name: str, names: dict[int, str] | None, boxes: bool, ends: RowEnds,
+                    report: ConversionReport) -> list[SourceObject]:
     """The objects of one label file; `name` is how report and manifest call it. One row, one object."""
     objects, seen = [], set()
     for number, line in enumerate(_lines(path), start=1):
@@ -386,7 +293,7 @@ def read_label_file(path: Path, name: str, names: dict[int, str] | None, boxes: 
         report.take()
         source_id = f"{name}:{number}"
         try:
-            row = parse_label_row(line)
+            row = parse_label_row(line, ends)
             if row.class_id < 0 or (names is not None and row.class_id not in names):
                 raise RowError("class id that has no name")
             same = (row.class_id, row.is_box, row.polygon.tobytes())
@@ -398,8 +305,8 @@ def read_label_file(path: Path, name: str, names: dict[int, str] | None, boxes: 
         except RowError as error:
             report.skip(name, source_id, str(error), line.strip()[:60])
             continue
-        if row.has_confidence:
-            report.notes[CONFIDENCE] += 1
+        if row.extra:
+            report.notes[f"a row had more numbers than its outline, taken for {row.extra} and dropped"] += 1
         if not -OUT_OF_PHOTO <= min(row.polygon) <= max(row.polygon) <= 1 + OUT_OF_PHOTO:
             report.notes[CLIPPED] += 1
         objects.append(SourceObject(number, source_id, str(row.class_id), (row.polygon,), is_rectangle=row.is_box))

@@ -14,6 +14,7 @@ The same seed gives the same cases. One case again: --first 1234 --count 1 --kee
 import argparse
 import copy
 import csv
+import functools
 import io
 import json
 import os
@@ -238,6 +239,27 @@ def yolo_set(folder: Path, kinds: list[bytes]) -> list[Path]:
     return sorted(folder.rglob("labels/*.txt"))
 
 
+def varied_yolo(labels: list[Path], random: np.random.Generator) -> None:
+    """The same set as other tools write it: numbers before or behind every outline."""
+    kind = int(random.integers(6))
+    for path in labels:
+        rows = [row.split() for row in path.read_text().splitlines()]
+        path.write_text("".join(" ".join(with_extra_numbers(row, kind, random)) + "\n" for row in rows))
+
+
+def with_extra_numbers(row: list[str], kind: int, random: np.random.Generator) -> list[str]:
+    """A row with what models, trackers and labelling tools add to it; as it is where it has that, or is a box."""
+    if len(row) % 2 == 0 or len(row) < 7:
+        return row
+    xs, ys = (list(map(float, row[start::2])) for start in (1, 2))
+    box = [f"{number:.5f}" for number in (sum((min(xs), max(xs))) / 2, sum((min(ys), max(ys))) / 2, max(xs) - min(xs),
+                                          max(ys) - min(ys))]
+    confidence, number = f"{random.uniform(0.25, 0.99):.3g}", str(random.integers(2, 2000))
+    before, behind = [([], [confidence]), ([], [number]), ([], [confidence, number]), ([number], []), (box, []),
+                      ([number], [confidence])][kind]
+    return [row[0], *before, *row[1:], *behind]
+
+
 YAML = {"train": "../train/images", "val": "C:\\x\\valid\\images", "nc": 3, "names": ["crack", "a/b", "Crack"]}
 
 
@@ -359,8 +381,8 @@ def flags_of(random: np.random.Generator, coco: bool) -> list[str]:
 def damage_of(number: int, seed: int) -> str:
     """What a case damages."""
     random = np.random.default_rng([seed, number, 1])
-    return ["YOLO rows", "data.yaml", "COCO JSON", "COCO variants", "photos"][
-        random.choice(5, p=[0.25, 0.15, 0.25, 0.2, 0.15])]
+    return ["YOLO rows", "YOLO variants", "data.yaml", "COCO JSON", "COCO variants", "photos"][
+        random.choice(6, p=[0.2, 0.15, 0.1, 0.2, 0.2, 0.15])]
 
 
 def run_case(number: int, seed: int, folder: Path, known: dict[str, bytes]) -> str:
@@ -371,9 +393,9 @@ def run_case(number: int, seed: int, folder: Path, known: dict[str, bytes]) -> s
     secret.write_bytes(known["jpg"])
     here = folder / "here"
     here.mkdir()
-    names = list(known)
-    kinds = [known["jpg"] if random.random() < 0.8 else known[names[random.integers(len(names))]] for _ in range(3)]
-    what = damage_of(number, seed)
+    names, what = list(known), damage_of(number, seed)
+    kinds = [known["jpg"] if random.random() < 0.8 or what == "YOLO variants"
+             else known[names[random.integers(len(names))]] for _ in range(3)]
     coco = what.startswith("COCO") or (what == "photos" and random.random() < 0.5)
     bytewise = random.random() < 0.35
     if coco:
@@ -401,6 +423,8 @@ def run_case(number: int, seed: int, folder: Path, known: dict[str, bytes]) -> s
             path = data / "data.yaml"
             path.write_bytes(mutated_bytes(path.read_bytes(), random) if bytewise
                              else mutated_yaml(YAML, random, str(folder / "escaped.png")))
+        elif what == "YOLO variants":
+            varied_yolo(labels, random)
         script, argv = process_yolo_to_classwise, ["--dataset_dir", str(data)]
     if what == "photos":
         break_photos(sorted(data.rglob("*.jpg")), known, random, secret)
@@ -412,7 +436,24 @@ def run_case(number: int, seed: int, folder: Path, known: dict[str, bytes]) -> s
     outcome = judge(code, printed, error, out, data, "--dry_run" in argv, coco)
     if what == "COCO variants" and code == 0 and out.exists():
         judge_photos(out, data)
+    if what == "YOLO variants" and code == 0 and out.exists():
+        areas = plain_areas(known["jpg"])
+        for row in read_csv(out / "instances.csv"):
+            area = areas[row["source_id"]]
+            assert int(row["mask_area"]) == area, f"{row['source_id']}: {row['mask_area']} pixels, plain {area}"
     return outcome
+
+
+@functools.cache
+def plain_areas(photo: bytes) -> dict[str, int]:
+    """{source_id: mask area} of the set that nobody has changed, boxes among them."""
+    with tempfile.TemporaryDirectory() as folder:
+        yolo_set(Path(folder) / "set", [photo] * 3)
+        code, _, error = call(process_yolo_to_classwise, [
+            "--dataset_dir", f"{folder}/set", "--output_dir", f"{folder}/out", "--num_workers", "0", "--min_size", "1",
+            "--boxes", "rectangle"])
+        assert code == 0, error
+        return {row["source_id"]: int(row["mask_area"]) for row in read_csv(Path(folder) / "out" / "instances.csv")}
 
 
 def call(script, argv: list[str]) -> tuple[int, str, str]:
@@ -472,15 +513,17 @@ def judge(code: int, printed: str, error: str, out: Path, data: Path, dry_run: b
     manifest, report = read_csv(out / "instances.csv"), read_csv(out / "conversion_report.csv")
     assert len(report) == skipped, f"{len(report)} rows in the report, {skipped} skipped"
     assert len(manifest) == (int(pairs[1]) if pairs else crops), f"{len(manifest)} rows in the manifest, {crops} crops"
-    listed = {row[key] for row in manifest for key in ("image_path", "mask_path")}
+    listed = {row[key] for row in manifest for key in ("image_path", "mask_path")} | TABLES
+    if (out / "background.csv").exists():
+        listed |= {"background.csv", *(row["image_path"] for row in read_csv(out / "background.csv"))}
     files = {path.relative_to(out).as_posix() for path in out.rglob("*") if not path.is_dir()}
-    assert files == listed | TABLES, f"files and manifest differ: {files ^ (listed | TABLES)}"
+    assert files == listed, f"files and manifest differ: {files ^ listed}"
     assert len({row["mask_path"].casefold() for row in manifest}) == len(manifest), "two objects share a mask file"
     for row in manifest:
         image, mask = cv2.imread(str(out / row["image_path"])), cv2.imread(str(out / row["mask_path"]), -1)
         assert image.shape[:2] == mask.shape, f"{row['mask_path']}: image {image.shape}, mask {mask.shape}"
         assert set(np.unique(mask)) <= {0, 255} and (mask > 0).sum() == int(row["mask_area"]) > 0, row["mask_path"]
-    classes = {entry.name for entry in out.iterdir() if entry.is_dir()}
+    classes = {entry.name for entry in out.iterdir() if entry.is_dir()} - {"background"}
     assert set(json.loads((out / "classes.json").read_text(encoding="utf-8"))) == classes, "classes.json"
     return "converted, some skipped" if skipped else "converted whole"
 
