@@ -128,8 +128,13 @@ def read_coco_json(path: Path, images_dir: Path) -> CocoFile:
         raise UserError(f"{images_dir}: {'is a file' if images_dir.exists() else 'no such folder'}; expected the "
                         f"folder of {path}'s photos; give --images_dir")
     try:
-        with path.open(encoding="utf-8-sig") as file:
+        with path.open("rb") as file:
+            encoding = json.detect_encoding(file.read(4))  # UTF-8, -16 or -32, with a byte order mark or without
+        with path.open(encoding=encoding) as file:
             data = json.load(file, object_hook=slim)
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: broken JSON (not UTF-8: {error.reason} at byte {error.start}); save it as UTF-8"
+                        ) from error
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: broken JSON ({error})") from error
     if isinstance(data, list):

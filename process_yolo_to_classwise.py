@@ -16,6 +16,7 @@ README. Next: Create_yolo_csv.py.
 """
 
 import argparse
+import re
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
@@ -27,8 +28,9 @@ from sam_lora.data.boxes import note_boxes
 from sam_lora.data.class_folders import CropSettings
 from sam_lora.data.conversion_report import BOX_ONLY, PHOTO_MISSING, ConversionReport
 from sam_lora.data.label_rows import OUT_OF_PHOTO, RowEnds, RowError, parse_label_row
-from sam_lora.data.names import class_folder_names, clean_name, merge_same_names, normalise_split
+from sam_lora.data.names import class_folder_names, clean_name, merge_same_names, normalise_split, printable
 from sam_lora.data.sources import ObjectClass, SourceImage, SourceObject, source_files
+from sam_lora.data.text_files import read_lines, read_text
 from sam_lora.errors import UserError
 
 YAML_NAMES = ("data.yaml", "data.yml", "dataset.yaml", "dataset.yml")
@@ -77,17 +79,44 @@ def read_data_yaml(root: Path) -> tuple[dict, Path | None]:
     if path is None:
         return {}, None
     try:
-        settings = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
+        settings = _yaml_as_written(read_text(path))
     except (yaml.YAMLError, RecursionError, ValueError, TypeError, AttributeError, LookupError) as error:  # PyYAML
-        mark = getattr(error, "problem_mark", None)
+        mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
         where = f" at line {mark.line + 1}" if mark else ""
-        raise UserError(f"{path}: broken YAML{where}; expected `names:` and the class names") from error
-    settings = {} if settings is None else settings
+        why = f" ({printable(str(problem))[:100]})" if problem else ""
+        raise UserError(f"{path}: broken YAML{where}{why}; expected `names:` and the class names") from error
+    settings = {} if is_null(settings) else settings
     if not isinstance(settings, dict):
         raise UserError(f"{path}: found a {type(settings).__name__}, expected keys such as `names:`")
-    if settings.get("kpt_shape"):
+    if not is_null(settings.get("kpt_shape")):
         raise UserError(f"{path}: kpt_shape says that this is a pose data set; expected segmentation polygons")
     return settings, path
+
+
+def _yaml_as_written(text: str) -> object:
+    """YAML whose plain scalars stay text: `no`, `010` and `1e3` are names, not False, 8 and 1000.
+
+    A Windows path in double quotes, whose backslashes YAML takes for escapes, counts as it is meant.
+    """
+    import yaml
+
+    class TextLoader(yaml.SafeLoader):
+        pass
+    TextLoader.yaml_implicit_resolvers = {"<": yaml.SafeLoader.yaml_implicit_resolvers["<"]}  # `<<` merges a mapping
+    return yaml.load(re.sub(r'"[A-Za-z]:\\[^"\n]*"', lambda path: path[0].replace("\\", "/"), text), TextLoader)
+
+
+def is_null(value: object) -> bool:
+    """Is a value of data.yaml nothing, as it is written?"""
+    return value is None or (isinstance(value, str) and value in ("", "~", "null", "Null", "NULL"))
+
+
+def _count(value: object) -> int | None:
+    """A count that data.yaml gives; None where it is no whole number."""
+    try:
+        return int(str(value), 0)
+    except ValueError:
+        return None
 
 
 def class_names(root: Path, given: Sequence[str] | None, settings: dict, yaml_path: Path | None,
@@ -98,18 +127,16 @@ def class_names(root: Path, given: Sequence[str] | None, settings: dict, yaml_pa
     """
     if given:
         return {i: clean_name(name) or f"class_{i}" for i, name in enumerate(given)}
-    names = settings.get("names")
-    if names is not None:
+    names, count = settings.get("names"), _count(settings.get("nc"))
+    if not is_null(names):
         names = _names_from_yaml(names, yaml_path)
-        count = settings.get("nc")
-        if isinstance(count, int) and count != len(names):
+        if count is not None and count != len(names):
             count = count if abs(count) < 10**9 else "huge"
             report.notes[f"{yaml_path.name}: nc is {count}, but names has {len(names)}; the names were taken"] += 1
         return names
     for folder in (root, root / "labels", root / "train", root / "train" / "labels"):
         if (folder / CLASSES_TXT).is_file():
-            text = (folder / CLASSES_TXT).read_text(encoding="utf-8-sig", errors="replace")
-            names = [clean_name(line) for line in text.splitlines()]
+            names = [clean_name(line) for line in read_text(folder / CLASSES_TXT).splitlines()]
             while names and not names[-1]:
                 names.pop()
             if not names:
@@ -119,8 +146,7 @@ def class_names(root: Path, given: Sequence[str] | None, settings: dict, yaml_pa
         raise UserError(f"{root}: no data.yaml and no {CLASSES_TXT}; give the names in the order of their ids with "
                         "--class_names NAME [NAME ...]")
     report.notes[f"{yaml_path.name}: no names; classes are called class_<id>"] += 1
-    count = settings.get("nc")
-    return {i: f"class_{i}" for i in range(count)} if isinstance(count, int) and 0 < count < 10**5 else None
+    return {i: f"class_{i}" for i in range(count)} if count is not None and 0 < count < 10**5 else None
 
 
 def _names_from_yaml(names: object, path: Path) -> dict[int, str]:
@@ -174,7 +200,7 @@ def read_images(root: Path, settings: dict, names: dict[int, str] | None, boxes:
                         "images/train/ and labels/train/")
     labels = label_files(kept, texts)
     used = sorted({*labels.values()} & texts)
-    ends = RowEnds(lambda: (line for label in used for line in _lines(root / label)))
+    ends = RowEnds(lambda: (line for label in used for line in read_lines(root / label)))
     images, photo_of_label = [], {}
     background = 0
     for path in kept:
@@ -207,7 +233,7 @@ def _skip_labels_without_photo(root: Path, texts: Sequence[PurePosixPath], repor
     label_paths = [path for path in texts if _last_index(path.parts, "labels") is not None
                    and path.name.lower() != CLASSES_TXT]
     for path in label_paths:
-        for number, line in enumerate(_lines(root / path), start=1):
+        for number, line in enumerate(read_lines(root / path), start=1):
             if line.strip():
                 report.take()
                 report.skip(str(path), f"{path}:{number}", PHOTO_MISSING)
@@ -227,11 +253,11 @@ def named_splits(settings: dict, root: Path, photos: Sequence[PurePosixPath], te
     for key, values in settings.items():
         split = normalise_split(key) if isinstance(key, str) else ""
         values = values if isinstance(values, list) else [values]
-        for value in [value for value in values if split and isinstance(value, str) and value.strip()]:
+        for value in [value for value in values if split and isinstance(value, str) and not is_null(value.strip())]:
             path = _longest_end(value, here)
             if path is None:
                 notes[f"data.yaml names a folder that is not here: {key}: {value[:200]}"] += 1
-            listed = _lines(root / path) if path in texts else []
+            listed = read_lines(root / path) if path in texts else []
             for place in [_longest_end(line.strip(), here) for line in listed] if path in texts else [path]:
                 named[place].add(split)
     named.pop(None, None)
@@ -287,7 +313,7 @@ def read_label_file(path: Path, name: str, names: dict[int, str] | None, boxes: 
                     report: ConversionReport) -> list[SourceObject]:
     """The objects of one label file; `name` is how report and manifest call it. One row, one object."""
     objects, seen = [], set()
-    for number, line in enumerate(_lines(path), start=1):
+    for number, line in enumerate(read_lines(path), start=1):
         if not line.strip():
             continue
         report.take()
@@ -311,10 +337,6 @@ def read_label_file(path: Path, name: str, names: dict[int, str] | None, boxes: 
             report.notes[CLIPPED] += 1
         objects.append(SourceObject(number, source_id, str(row.class_id), (row.polygon,), is_rectangle=row.is_box))
     return objects
-
-
-def _lines(path: Path) -> list[str]:
-    return path.read_text(encoding="utf-8-sig", errors="replace").splitlines()
 
 
 if __name__ == "__main__":

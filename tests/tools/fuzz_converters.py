@@ -239,12 +239,27 @@ def yolo_set(folder: Path, kinds: list[bytes]) -> list[Path]:
     return sorted(folder.rglob("labels/*.txt"))
 
 
-def varied_yolo(labels: list[Path], random: np.random.Generator) -> None:
-    """The same set as other tools write it: numbers before or behind every outline."""
+ENCODINGS = ["utf-8", "utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "gbk"]
+ODD_NAMES = ["yes", "no", "off", "Null", "~", "010", "1_000", "12:30", "1e3", "0x1F", "2001-99-99", "裂缝", "剥落",
+             "crack"]
+
+
+def varied_yolo(labels: list[Path], random: np.random.Generator) -> list[str]:
+    """The same set as other tools write it: numbers beside each outline, other names, encodings. Returns the names."""
     kind = int(random.integers(6))
+    encoding = ENCODINGS[random.integers(len(ENCODINGS))]
+    names = [ODD_NAMES[random.integers(len(ODD_NAMES))] for _ in range(3)]
+    data = labels[0].parents[2]
+    if random.random() < 0.5:
+        (data / "data.yaml").write_bytes(f"names: [{', '.join(names)}]\n".encode(encoding))
+    else:
+        (data / "data.yaml").unlink()
+        (data / "classes.txt").write_bytes("\n".join(names).encode(encoding))
     for path in labels:
         rows = [row.split() for row in path.read_text().splitlines()]
-        path.write_text("".join(" ".join(with_extra_numbers(row, kind, random)) + "\n" for row in rows))
+        text = "".join(" ".join(with_extra_numbers(row, kind, random)) + "\n" for row in rows)
+        path.write_bytes(text.encode(encoding if encoding.startswith("utf") else "utf-8"))
+    return names
 
 
 def with_extra_numbers(row: list[str], kind: int, random: np.random.Generator) -> list[str]:
@@ -424,7 +439,7 @@ def run_case(number: int, seed: int, folder: Path, known: dict[str, bytes]) -> s
             path.write_bytes(mutated_bytes(path.read_bytes(), random) if bytewise
                              else mutated_yaml(YAML, random, str(folder / "escaped.png")))
         elif what == "YOLO variants":
-            varied_yolo(labels, random)
+            class_names = varied_yolo(labels, random)
         script, argv = process_yolo_to_classwise, ["--dataset_dir", str(data)]
     if what == "photos":
         break_photos(sorted(data.rglob("*.jpg")), known, random, secret)
@@ -439,6 +454,7 @@ def run_case(number: int, seed: int, folder: Path, known: dict[str, bytes]) -> s
     if what == "YOLO variants" and code == 0 and out.exists():
         areas = plain_areas(known["jpg"])
         for row in read_csv(out / "instances.csv"):
+            assert row["class_name"] in class_names, f"{row['class_name']!r} is not among {class_names}"
             area = areas[row["source_id"]]
             assert int(row["mask_area"]) == area, f"{row['source_id']}: {row['mask_area']} pixels, plain {area}"
     return outcome
@@ -500,8 +516,8 @@ def judge(code: int, printed: str, error: str, out: Path, data: Path, dry_run: b
         assert not out.exists(), "an error left an output folder"
         assert not coco or ("broken JSON" in error) == (rows is None), f"JSON that json.loads judges otherwise: {error}"
         known = [kind for kind in ("broken JSON", "broken YAML", "nothing to convert", "no list of", "found a list",
-                                   "--strict is on", "photos are not in", "names", "no photo found", "found a",
-                                   "not one label file", "pose data set") if kind in error]
+                                   "--strict is on", "photos are not in", "not UTF-8", "names", "no photo found",
+                                   "found a", "not one label file", "pose data set") if kind in error]
         return f"error: {known[0]}" if known else f"error: {error.split(': error: ')[1][:90].strip()}"
     assert rows is not None, "json.loads refuses this file"
     total, crops, skipped = map(int, re.match(r"[\w ]+: (\d+) = (\d+) crops \+ (\d+) skipped", printed).groups())
@@ -535,7 +551,15 @@ def read_csv(path: Path) -> list[dict]:
 
 def label_rows(data: Path) -> int:
     return sum(bool(line.strip()) for path in data.rglob("labels/*.txt")
-               for line in path.read_text(encoding="utf-8-sig", errors="replace").splitlines())
+               for line in label_text(path.read_bytes()).splitlines())
+
+
+def label_text(data: bytes) -> str:
+    """Digits and blanks: in UTF-16 every second byte is zero."""
+    zeros = data[::2].count(0), data[1::2].count(0)
+    if sum(zeros) * 4 < len(data) or data.startswith(b"\xef\xbb\xbf"):
+        return data.decode("utf-8-sig", errors="replace")
+    return data.decode("utf-16-be" if zeros[0] else "utf-16-le", errors="replace").removeprefix("\ufeff")
 
 
 def judge_photos(out: Path, data: Path) -> None:
