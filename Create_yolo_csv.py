@@ -24,6 +24,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     output = cli.add_split_tables(parser)
     output.add_argument("--no_split", action="store_true",
                         help=f"write only {contracts.OUTPUT_TABLE}; its column split says where each row would go")
+    cli.add_follow_links(parser.add_argument_group("links"))
     return parser
 
 
@@ -40,7 +41,7 @@ def main(args: argparse.Namespace) -> None:
     paths = [Path(args.output_dir) / name for name in names]
     files.refuse_existing(paths, args.overwrite)
 
-    folders = pairing.read_class_folders(args.dataset_dir, class_of_folder)
+    folders = pairing.read_class_folders(args.dataset_dir, class_of_folder, args.follow_links)
     table, skipped = split_tables.place_points(folders, clicks.centre_and_farthest_points, args.num_workers)
     table, notes = split_tables.split_rows(table, args.split, args.seed, args.resplit)
     notes += split_tables.write(table, paths)

@@ -28,6 +28,7 @@ from sam_lora.data.boxes import note_boxes
 from sam_lora.data.class_folders import CropSettings
 from sam_lora.data.conversion_report import BOX_ONLY, PHOTO_MISSING, ConversionReport
 from sam_lora.data.label_rows import OUT_OF_PHOTO, RowEnds, RowError, parse_label_row
+from sam_lora.data.links import LINK_OUT, Links
 from sam_lora.data.names import class_folder_names, clean_name, merge_same_names, normalise_split, printable
 from sam_lora.data.sources import ObjectClass, SourceImage, SourceObject, source_files
 from sam_lora.data.text_files import read_lines, read_text
@@ -35,6 +36,7 @@ from sam_lora.errors import UserError
 
 YAML_NAMES = ("data.yaml", "data.yml", "dataset.yaml", "dataset.yml")
 CLASSES_TXT = "classes.txt"
+TEXT_SUFFIXES = (".txt", ".yaml", ".yml")
 
 CLIPPED = "a polygon reached beyond its photo and was clipped"
 
@@ -55,11 +57,13 @@ def main(args: argparse.Namespace) -> None:
     if not root.is_dir():
         raise UserError(f"{root}: {'is a file' if root.exists() else 'no such folder'}; expected the folder of a YOLO "
                         "data set, with images/ and labels/ in it")
-    report = ConversionReport("label rows", args.strict)
+    report, links = ConversionReport("label rows", args.strict), Links.below(root, args.follow_links)
     with class_folders.staged_output(args.output_dir, args.overwrite, args.dry_run) as staging:
+        files = source_files(root, Path(args.output_dir), TEXT_SUFFIXES, report.notes, links)
+        refuse_lost_labels(links)
         settings, yaml_path = read_data_yaml(root)
         names = class_names(root, args.class_names, settings, yaml_path, report)
-        images = read_images(root, settings, names, args.boxes == "rectangle", report, Path(args.output_dir))
+        images = read_images(links, files, settings, names, args.boxes == "rectangle", report)
         class_folders.write_class_folders(
             images, object_classes(names, images, report), staging,
             CropSettings(args.padding, args.min_size, args.no_crop, args.square, args.tile), args.num_workers, report)
@@ -185,20 +189,38 @@ def object_classes(names: dict[int, str] | None, images: Sequence[SourceImage], 
 
 # ---- folders ----------------------------------------------------------------------------------------------
 
-def read_images(root: Path, settings: dict, names: dict[int, str] | None, boxes: bool, report: ConversionReport,
-                output_dir: Path) -> list[SourceImage]:
-    """Every photo below `root` with its label file's objects. Raises UserError."""
-    files = source_files(root, output_dir, (".txt",), report.notes)
+def refuse_lost_labels(links: Links) -> None:
+    """Raise UserError for links that lead out or nowhere and that may hold labels: their rows could not be counted."""
+    def may_hold_labels(link: PurePosixPath) -> bool:
+        if link.suffix.lower() in TEXT_SUFFIXES:
+            return True
+        return any(normalise_split(part) or part.lower() in ("images", "labels") for part in link.parts) \
+            and (links.root / link).is_dir()
+    if any(map(may_hold_labels, links.refused)):
+        raise UserError(links.refusal())
+    lost = sorted(filter(may_hold_labels, links.broken))
+    if lost:
+        raise UserError(f"{links.root}: labels or names are links that lead nowhere: {len(lost)}, e.g. {lost[0]}")
+
+
+def read_images(links: Links, files: Sequence[PurePosixPath], settings: dict, names: dict[int, str] | None,
+                boxes: bool, report: ConversionReport) -> list[SourceImage]:
+    """Every photo among `files`, which are below `links.root`, with its label file's objects. Raises UserError."""
+    root = links.root
     texts = {path for path in files if path.suffix.lower() == ".txt"}
-    photos = [path for path in files if path not in texts]
+    photos = [path for path in files if path.suffix.lower() not in TEXT_SUFFIXES]
     split_of = named_splits(settings, root, photos, texts, report.notes)
     kept = [path for path in photos if _last_index(path.parts, "images") is not None or _named(path, split_of)]
     ignored = len(photos) - len(kept) if kept else 0
     kept = kept or photos  # labels beside photos, as darknet has them
+    if not kept and links.refused:
+        raise UserError(links.refusal())
     if not kept:
         raise UserError(f"{root}: no photo found; expected images/ and labels/, train/images/ and train/labels/, or "
                         "images/train/ and labels/train/")
     labels = label_files(kept, texts)
+    if links.followed:
+        kept = once(kept, root, labels, texts, split_of, report.notes)
     used = sorted({*labels.values()} & texts)
     ends = RowEnds(lambda: (line for label in used for line in read_lines(root / label)))
     images, photo_of_label = [], {}
@@ -220,7 +242,11 @@ def read_images(root: Path, settings: dict, names: dict[int, str] | None, boxes:
         example = labels[kept[0]]
         raise UserError(f"{root}: {len(kept)} photos, but not one label file; {root / example} is expected for "
                         f"{root / kept[0]}")
-    missing = _skip_labels_without_photo(root, sorted(texts - photo_of_label.keys()), report)
+    left = texts - {*labels.values()}
+    if links.followed:
+        read = {(root / label).resolve() for label in used}
+        left = {path for path in left if (root / path).resolve() not in read}
+    missing = _skip_labels_without_photo(links, sorted(left), report)
     with_objects = sum(bool(image.objects) for image in images)
     report.photos = {"with objects": with_objects, "with skipped rows only": len(images) - with_objects - background,
                      "background": background, "missing": missing, "outside images/ ignored": ignored}
@@ -228,15 +254,38 @@ def read_images(root: Path, settings: dict, names: dict[int, str] | None, boxes:
     return images
 
 
-def _skip_labels_without_photo(root: Path, texts: Sequence[PurePosixPath], report: ConversionReport) -> int:
+def once(photos: Sequence[PurePosixPath], root: Path, labels: Mapping[PurePosixPath, PurePosixPath],
+         texts: set[PurePosixPath], split_of: dict[PurePosixPath, str], notes: Counter) -> list[PurePosixPath]:
+    """`photos`, those that links show in several places only where they have labels of their own there.
+
+    Of places with the same labels, or with none anywhere, one whose split has a name goes first, then one by a link.
+    """
+    def rank(path: PurePosixPath) -> tuple:
+        return not photo_split(path, split_of), (root / path).resolve() == root.resolve() / path, path
+    places = defaultdict(list)
+    for path in photos:
+        places[(root / path).resolve()].append(path)
+    taken = set()
+    for same in places.values():
+        with_labels = [path for path in same if labels[path] in texts]
+        same = sorted(with_labels or same, key=rank)
+        taken |= {*{(root / labels[path]).resolve(): path for path in reversed(same)}.values()} if with_labels \
+            else {same[0]}
+    if len(taken) < len(photos):
+        notes[f"{len(photos) - len(taken)} photos are also in other places, by links: taken once"] += 1
+    return [path for path in photos if path in taken]
+
+
+def _skip_labels_without_photo(links: Links, texts: Sequence[PurePosixPath], report: ConversionReport) -> int:
     """Skip every row of the label files among `texts`, which no photo has; returns the number of these files."""
     label_paths = [path for path in texts if _last_index(path.parts, "labels") is not None
                    and path.name.lower() != CLASSES_TXT]
+    linked = {label_file(link) for link in links.refused}
     for path in label_paths:
-        for number, line in enumerate(read_lines(root / path), start=1):
+        for number, line in enumerate(read_lines(links.root / path), start=1):
             if line.strip():
                 report.take()
-                report.skip(str(path), f"{path}:{number}", PHOTO_MISSING)
+                report.skip(str(path), f"{path}:{number}", LINK_OUT if path in linked else PHOTO_MISSING)
     return len(label_paths)
 
 

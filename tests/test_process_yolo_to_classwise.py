@@ -29,6 +29,7 @@ from data_set_builder import (
 from process_yolo_to_classwise import get_args_parser, main
 from sam_lora import cli
 from sam_lora.data.imaging import load_mask, write_png
+from sam_lora.data.links import LINK_OUT
 from sam_lora.errors import UserError
 
 ROOT = Path(__file__).parents[1]
@@ -310,7 +311,7 @@ def test_a_data_set_cannot_reach_out_of_its_folder(tmp_path: Path):
     (root / "data.yaml").write_text(f"names: ['../../x']\ntrain: {tmp_path}/secret/images\nval: ../secret/images\n")
     manifest = run_yolo(root, tmp_path / "out")
     assert manifest[["source_image", "mask_path"]].to_numpy().tolist() == [["images/a.jpg", "Class_x/masks/a_0001.png"]]
-    assert skip_reasons(tmp_path / "out") == ["photo not found"]
+    assert skip_reasons(tmp_path / "out") == [LINK_OUT]
 
 
 @pytest.mark.skipif(os.name == "nt", reason="signals are POSIX")

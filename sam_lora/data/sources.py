@@ -1,12 +1,12 @@
 """What a data set holds, as its format's parser hands it to `class_folders`: photos, their objects, their classes."""
 
-import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from sam_lora import contracts
+from sam_lora.data.links import Links
 from sam_lora.data.names import printable
 
 TEXT_SUFFIXES = {".txt", ".json", ".yaml", ".yml", ".md", ".csv", ".xml", ".cache", ".py"}  # not worth a note
@@ -56,19 +56,18 @@ class SourceImage:
     background: bool = False
 
 
-def source_files(root: Path, output_dir: Path, more_suffixes: Sequence[str] = (), notes: Counter | None = None
-                 ) -> list[PurePosixPath]:
+def source_files(root: Path, output_dir: Path, more_suffixes: Sequence[str] = (), notes: Counter | None = None,
+                 links: Links | None = None) -> list[PurePosixPath]:
     """Image files, and those with one of `more_suffixes`, below `root`: relative to it, sorted, suffixes in any case.
 
-    Left out: hidden files, class folders made earlier, pipes and the like, and links that lead out of `root`. Suffixes
-    that are not an image's (.gif, .heic) are counted in `notes`.
+    Left out: hidden files, class folders made earlier, pipes and the like, and links that lead out of `root`, unless
+    `links` takes them; these are counted in `notes`, as are suffixes that are not an image's (.gif, .heic).
     """
     from sam_lora.data.imaging import IMAGE_SUFFIXES
     suffixes = {*IMAGE_SUFFIXES, *more_suffixes}
     found, others = [], Counter()
-    inside, output = root.resolve(), output_dir.resolve()
-    for folder, subfolders, files in os.walk(root):
-        here = Path(folder)
+    output, links = output_dir.resolve(), links or Links.below(root)
+    for here, subfolders, files in links.walk():
         subfolders[:] = [name for name in subfolders if not name.startswith(".")
                          and (here / name).resolve() != output
                          and not (here / name / contracts.MANIFEST_FILE).is_file()]
@@ -79,9 +78,11 @@ def source_files(root: Path, output_dir: Path, more_suffixes: Sequence[str] = ()
                 continue
             if suffix not in suffixes:
                 others[printable(suffix)] += 1
-            elif path.is_file() and (not path.is_symlink() or path.resolve().is_relative_to(inside)):
+            elif links.takes(path):
                 found.append(PurePosixPath(path.relative_to(root).as_posix()))
-    if others and notes is not None:
-        kinds = ", ".join(f"{count} {suffix or 'without suffix'}" for suffix, count in sorted(others.items()))
-        notes[f"{root}: files not taken as photos: {kinds[:200]}"] += 1
+    if notes is not None:
+        if others:
+            kinds = ", ".join(f"{count} {suffix or 'without suffix'}" for suffix, count in sorted(others.items()))
+            notes[f"{root}: files not taken as photos: {kinds[:200]}"] += 1
+        links.note(notes)
     return sorted(found)

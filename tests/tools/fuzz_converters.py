@@ -259,7 +259,27 @@ def varied_yolo(labels: list[Path], random: np.random.Generator) -> list[str]:
         rows = [row.split() for row in path.read_text().splitlines()]
         text = "".join(" ".join(with_extra_numbers(row, kind, random)) + "\n" for row in rows)
         path.write_bytes(text.encode(encoding if encoding.startswith("utf") else "utf-8"))
+    link_some(data, random)
     return names
+
+
+def link_some(data: Path, random: np.random.Generator) -> None:
+    """Put folders or files of a set elsewhere below it and leave links in their places, or add links in circles."""
+    match random.integers(6):
+        case 0:
+            name = ["train/images", "train/labels", "valid/images", "valid"][random.integers(4)]
+            (data / "store").mkdir()
+            (data / name).rename(data / "store" / Path(name).name)
+            (data / name).symlink_to(data / "store" / Path(name).name)
+        case 1:
+            files = sorted(path for path in data.rglob("*") if path.is_file())
+            (data / "blobs").mkdir()
+            for number, path in enumerate(files):
+                path.rename(data / "blobs" / str(number))
+                path.symlink_to(os.path.relpath(data / "blobs" / str(number), path.parent))
+        case 2:
+            for name in ("train/up", "valid/images/again", "train/labels/x"):
+                (data / name).symlink_to(["..", ".", "../../valid", "/dev", str(data)][random.integers(5)])
 
 
 def with_extra_numbers(row: list[str], kind: int, random: np.random.Generator) -> list[str]:
@@ -516,8 +536,8 @@ def judge(code: int, printed: str, error: str, out: Path, data: Path, dry_run: b
         assert not out.exists(), "an error left an output folder"
         assert not coco or ("broken JSON" in error) == (rows is None), f"JSON that json.loads judges otherwise: {error}"
         known = [kind for kind in ("broken JSON", "broken YAML", "nothing to convert", "no list of", "found a list",
-                                   "--strict is on", "photos are not in", "not UTF-8", "names", "no photo found",
-                                   "found a", "not one label file", "pose data set") if kind in error]
+                                   "--strict is on", "photos are not in", "not UTF-8", "out of it", "names",
+                                   "no photo found", "found a", "not one label file", "pose data set") if kind in error]
         return f"error: {known[0]}" if known else f"error: {error.split(': error: ')[1][:90].strip()}"
     assert rows is not None, "json.loads refuses this file"
     total, crops, skipped = map(int, re.match(r"[\w ]+: (\d+) = (\d+) crops \+ (\d+) skipped", printed).groups())
@@ -550,7 +570,7 @@ def read_csv(path: Path) -> list[dict]:
 
 
 def label_rows(data: Path) -> int:
-    return sum(bool(line.strip()) for path in data.rglob("labels/*.txt")
+    return sum(bool(line.strip()) for path in {path.resolve() for path in data.rglob("labels/*.txt")}
                for line in label_text(path.read_bytes()).splitlines())
 
 
