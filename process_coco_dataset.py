@@ -52,7 +52,7 @@ from sam_lora.data.segmentation import (
     is_fraction,
     read_outline,
 )
-from sam_lora.data.sources import ObjectClass, SourceImage, SourceObject
+from sam_lora.data.sources import ObjectClass, SourceImage, SourceObject, note_others
 from sam_lora.errors import UserError
 
 CROWD_EXPORT = 0.9      # CVAT marks every mask drawn by brush or SAM as iscrowd: then the flag means nothing
@@ -319,7 +319,9 @@ def read_images(files: Sequence[CocoFile], folders: dict[Path, PhotoFolder], kee
     missing = sum(reason == PHOTO_MISSING for reason in reasons)
     listed = {photo.path.resolve() for photo in photos}
     on_disk = {(folder.folder / path).resolve() for folder in folders.values() for path in folder.files
-               if path not in folder.links.refused}
+               if path not in folder.links.refused and path not in folder.others}
+    for folder in folders.values():
+        note_others(folder.folder, (path for path in folder.others if path not in listing.named), report.notes)
     with_objects = sum(bool(photo.objects) for photo in photos)
     background = sum(photo.annotations == 0 for photo in photos)
     report.photos = {"with objects": with_objects,
@@ -340,6 +342,7 @@ class Listing:
         self.root = Path(os.path.commonpath([str(key) for key in folders]))
         self.photos: dict[tuple[Path, str], Photo] = {}
         self.ids: dict[Path, dict[Path, list[str]]] = defaultdict(lambda: defaultdict(list))  # photo -> file -> ids
+        self.named: set[PurePosixPath] = set()    # by entries
         self.names_tell = False  # are the files named for different splits?
 
     def read(self, files: Sequence[CocoFile]) -> list[dict[str, PhotoOrError]]:
@@ -370,6 +373,7 @@ class Listing:
                ) -> PhotoOrError:
         if isinstance(path, PhotoError):
             return path
+        self.named.add(path)
         full = entry.folder.folder / path
         split = self._split(file, entry.name, path)
         try:

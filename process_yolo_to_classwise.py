@@ -30,7 +30,7 @@ from sam_lora.data.conversion_report import BOX_ONLY, PHOTO_MISSING, ConversionR
 from sam_lora.data.label_rows import OUT_OF_PHOTO, RowEnds, RowError, parse_label_row
 from sam_lora.data.links import LINK_OUT, Links
 from sam_lora.data.names import class_folder_names, clean_name, merge_same_names, normalise_split, printable
-from sam_lora.data.sources import ObjectClass, SourceImage, SourceObject, source_files
+from sam_lora.data.sources import ObjectClass, SourceFiles, SourceImage, SourceObject, note_others, source_files
 from sam_lora.data.text_files import read_lines, read_text
 from sam_lora.errors import UserError
 
@@ -59,8 +59,9 @@ def main(args: argparse.Namespace) -> None:
                         "data set, with images/ and labels/ in it")
     report, links = ConversionReport("label rows", args.strict), Links.below(root, args.follow_links)
     with class_folders.staged_output(args.output_dir, args.overwrite, args.dry_run) as staging:
-        files = source_files(root, Path(args.output_dir), TEXT_SUFFIXES, report.notes, links)
+        files = source_files(root, Path(args.output_dir), TEXT_SUFFIXES, links)
         refuse_lost_labels(links)
+        links.note(report.notes)
         settings, yaml_path = read_data_yaml(root)
         names = class_names(root, args.class_names, settings, yaml_path, report)
         images = read_images(links, files, settings, names, args.boxes == "rectangle", report)
@@ -203,12 +204,15 @@ def refuse_lost_labels(links: Links) -> None:
         raise UserError(f"{links.root}: labels or names are links that lead nowhere: {len(lost)}, e.g. {lost[0]}")
 
 
-def read_images(links: Links, files: Sequence[PurePosixPath], settings: dict, names: dict[int, str] | None,
-                boxes: bool, report: ConversionReport) -> list[SourceImage]:
+def read_images(links: Links, files: SourceFiles, settings: dict, names: dict[int, str] | None, boxes: bool,
+                report: ConversionReport) -> list[SourceImage]:
     """Every photo among `files`, which are below `links.root`, with its label file's objects. Raises UserError."""
     root = links.root
-    texts = {path for path in files if path.suffix.lower() == ".txt"}
-    photos = [path for path in files if path.suffix.lower() not in TEXT_SUFFIXES]
+    texts = {path for path in files.named if path.suffix.lower() == ".txt"}
+    photos = [path for path in files.named if path.suffix.lower() not in TEXT_SUFFIXES]
+    more = labelled(files.others, photos, texts)
+    note_others(root, sorted({*files.others} - {*more}), report.notes)
+    photos = sorted([*photos, *more])
     split_of = named_splits(settings, root, photos, texts, report.notes)
     kept = [path for path in photos if _last_index(path.parts, "images") is not None or _named(path, split_of)]
     ignored = len(photos) - len(kept) if kept else 0
@@ -245,7 +249,8 @@ def read_images(links: Links, files: Sequence[PurePosixPath], settings: dict, na
     left = texts - {*labels.values()}
     if links.followed:
         read = {(root / label).resolve() for label in used}
-        left = {path for path in left if (root / path).resolve() not in read}
+        left = {target: path for path in sorted(left, reverse=True)
+                if (target := (root / path).resolve()) not in read}.values()
     missing = _skip_labels_without_photo(links, sorted(left), report)
     with_objects = sum(bool(image.objects) for image in images)
     report.photos = {"with objects": with_objects, "with skipped rows only": len(images) - with_objects - background,
@@ -337,6 +342,23 @@ def label_files(photos: Sequence[PurePosixPath], texts: set[PurePosixPath]) -> d
     folded = {str(path).casefold(): path for path in sorted(texts.difference(exact.values()))}
     return {path: label if label in texts else folded.get(str(label).casefold(), label)
             for path, label in exact.items()}
+
+
+def labelled(others: Sequence[PurePosixPath], photos: Sequence[PurePosixPath], texts: set[PurePosixPath]
+             ) -> list[PurePosixPath]:
+    """Files of other kinds (.heic, .raw) that have a label file which none of the `photos` has: one for each.
+
+    Outside of images/, where anything may lie beside a text, only those that are photos by their suffix.
+    """
+    from sam_lora.data.imaging import HEIC_SUFFIXES
+    others = [path for path in others if _last_index(path.parts[:-1], "images") is not None
+              or path.suffix.lower() in HEIC_SUFFIXES]
+    taken = {*label_files(photos, texts).values()}
+    found = {}
+    for path, label in label_files(others, texts).items():
+        if label in texts and label not in taken:
+            found.setdefault(label, path)
+    return [*found.values()]
 
 
 def label_file(photo: PurePosixPath) -> PurePosixPath:

@@ -118,5 +118,5 @@ def test_after_the_converter(in_tmp_path, name, no_crop):
         assert sorted(with_objects[column]) == sorted("processed_dataset/" + manifest[column])
     assert len(background) == (4 if no_crop and name == "mixed-yolo-fixture" else 0)
     assert (background[[*contracts.POINT_COLUMNS, "class_id", "class_name"]] == "").all(axis=None)
-    assert set(output["class_name"]) == set(manifest["class_name"])
+    assert set(with_objects["class_name"]) == set(manifest["class_name"])
     assert (output.groupby("source_image")["split"].nunique() == 1).all()

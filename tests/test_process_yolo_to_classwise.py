@@ -382,7 +382,7 @@ def nearly_alike(root: Path) -> None:
 
 def other_photos(root: Path) -> None:
     add_photo(root, "images/a.jpg", "labels/a.txt")
-    for name in ("b.gif", "c.HEIC", "d.heic", "e"):
+    for name in ("b.mov", "c.HEIC", "d.heic", "e"):
         (root / "images" / name).write_bytes(b"x")
 
 
@@ -420,7 +420,7 @@ def pipe_and_folder(root: Path) -> None:
     pytest.param(upper_case, ["Train/Images/a.JPG"], "", id="upper-case folders and suffixes"),
     pytest.param(twice_a_suffix, ["images/a.jpg.jpg"], "", id="stem: all before the last dot"),
     pytest.param(nearly_alike, ["images/a.jpg"], "1 background", id="photos equal but for case"),
-    pytest.param(other_photos, ["images/a.jpg"], "not taken as photos: 1 without suffix, 1 .gif, 2 .heic",
+    pytest.param(other_photos, ["images/a.jpg"], "not taken as photos: 1 without suffix, 2 .heic, 1 .mov",
                  id="other suffixes are told"),
     pytest.param(missing_split, ["train/images/a.jpg"], "names a folder that is not here: val: ../valid/images",
                  id="a split that is not here is told"),

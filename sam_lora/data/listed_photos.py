@@ -51,10 +51,13 @@ class PhotoFolder:
         """`data_set`: the folder above that links may lead to; None: they have to stay below `folder`."""
         self.folder, self.root = folder, folder.resolve()
         self.links = Links(folder, None if follow_links else (data_set or folder).resolve())
-        self.files = source_files(folder, output_dir, notes=notes, links=self.links)
+        listed = source_files(folder, output_dir, links=self.links)
+        self.links.note(notes)
+        # files of other kinds only if an entry names them: what Pillow can open counts
+        self.others = {*listed.others}
         # links that were not followed are found, too: so that no other photo of that name is taken instead
         folders = {link for link in self.links.refused if (folder / link).is_dir()}
-        self.files = sorted({*self.files, *(self.links.refused.keys() - folders)})
+        self.files = sorted({*listed.named, *self.others, *(self.links.refused.keys() - folders)})
         self.behind_links = {*_plain(link.name for link in folders)}
         self.known = set(self.files)
         self.above = _plain(self.root.parts)

@@ -1,7 +1,7 @@
 """What a data set holds, as its format's parser hands it to `class_folders`: photos, their objects, their classes."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -56,16 +56,25 @@ class SourceImage:
     background: bool = False
 
 
-def source_files(root: Path, output_dir: Path, more_suffixes: Sequence[str] = (), notes: Counter | None = None,
-                 links: Links | None = None) -> list[PurePosixPath]:
-    """Image files, and those with one of `more_suffixes`, below `root`: relative to it, sorted, suffixes in any case.
+@dataclass(frozen=True)
+class SourceFiles:
+    """Below a folder and relative to it, sorted: `named`, with a suffix that was asked for, and `others`."""
+    named: list[PurePosixPath]
+    others: list[PurePosixPath]
+
+
+def source_files(root: Path, output_dir: Path, more_suffixes: Sequence[str] = (), links: Links | None = None
+                 ) -> SourceFiles:
+    """Image files, and those with one of `more_suffixes`, below `root`; suffixes in any case.
 
     Left out: hidden files, class folders made earlier, pipes and the like, and links that lead out of `root`, unless
-    `links` takes them; these are counted in `notes`, as are suffixes that are not an image's (.gif, .heic).
+    `links` takes them. Other files may be photos too, if an annotation names them.
     """
-    from sam_lora.data.imaging import IMAGE_SUFFIXES
-    suffixes = {*IMAGE_SUFFIXES, *more_suffixes}
-    found, others = [], Counter()
+    from sam_lora.data import imaging
+    suffixes = {*imaging.IMAGE_SUFFIXES, *more_suffixes}
+    if not imaging.heic_opens():
+        suffixes.difference_update(imaging.HEIC_SUFFIXES)
+    named, others = [], []
     output, links = output_dir.resolve(), links or Links.below(root)
     for here, subfolders, files in links.walk():
         subfolders[:] = [name for name in subfolders if not name.startswith(".")
@@ -74,15 +83,14 @@ def source_files(root: Path, output_dir: Path, more_suffixes: Sequence[str] = ()
         for name in files:
             path = here / name
             suffix = path.suffix.lower()
-            if name.startswith(".") or suffix in TEXT_SUFFIXES - suffixes:
-                continue
-            if suffix not in suffixes:
-                others[printable(suffix)] += 1
-            elif links.takes(path):
-                found.append(PurePosixPath(path.relative_to(root).as_posix()))
-    if notes is not None:
-        if others:
-            kinds = ", ".join(f"{count} {suffix or 'without suffix'}" for suffix, count in sorted(others.items()))
-            notes[f"{root}: files not taken as photos: {kinds[:200]}"] += 1
-        links.note(notes)
-    return sorted(found)
+            if not name.startswith(".") and suffix not in TEXT_SUFFIXES - suffixes and links.takes(path):
+                (named if suffix in suffixes else others).append(PurePosixPath(path.relative_to(root).as_posix()))
+    return SourceFiles(sorted(named), sorted(others))
+
+
+def note_others(root: Path, others: Iterable[PurePosixPath], notes: Counter) -> None:
+    """A note that counts files which are no photos, by their suffixes."""
+    count = Counter(printable(path.suffix.lower()) for path in others)
+    if count:
+        kinds = ", ".join(f"{number} {suffix or 'without suffix'}" for suffix, number in sorted(count.items()))
+        notes[f"{root}: files not taken as photos: {kinds[:200]}"] += 1

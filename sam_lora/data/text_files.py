@@ -18,10 +18,12 @@ def read_text(path: Path) -> str:
     data = path.read_bytes()
     mark, encoding = _unicode_encoding(data)
     try:
-        return data[len(mark):].decode(encoding)
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8, and which other encoding it is cannot be told; save it as UTF-8"
-                        ) from error
+        text = data[len(mark):].decode(encoding)
+    except UnicodeDecodeError:
+        text = "\0"
+    if "\0" in text:  # as in UTF-16 that was taken for UTF-8, but in no text
+        raise UserError(f"{path}: not UTF-8, and which other encoding it is cannot be told; save it as UTF-8")
+    return text
 
 
 def read_lines(path: Path) -> list[str]:
@@ -37,15 +39,10 @@ def _unicode_encoding(data: bytes) -> tuple[bytes, str]:
         if data.startswith(mark):
             return mark, encoding
     if 0 in data and len(data) % 2 == 0:  # without a mark: one byte of each ASCII character is zero
-        zeros = data[::2].count(0), data[1::2].count(0)
-        if min(zeros) == 0 and (sum(zeros) * 4 >= len(data) or not _is_utf_8(data)):
-            return b"", "utf-16-be" if zeros[0] else "utf-16-le"
+        for encoding, first in (("utf-16-le", 0), ("utf-16-be", 1)):
+            ascii_characters = data[1 - first::2].count(0)
+            ends_of_lines = data[first::2].count(b"\n")
+            if data[first::2].count(0) == 0 and (ascii_characters * 4 >= len(data)
+                                                 or 0 < data.count(b"\n") == ends_of_lines <= ascii_characters):
+                return b"", encoding
     return b"", "utf-8"
-
-
-def _is_utf_8(data: bytes) -> bool:
-    try:
-        data.decode()
-    except UnicodeDecodeError:
-        return False
-    return True

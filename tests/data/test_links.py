@@ -118,6 +118,9 @@ def test_a_linked_folder_of_the_same_name(tmp_path: Path, name: str):
     manifest = run_yolo(tmp_path / "set", tmp_path / "out")
     assert manifest.source_image.tolist() == ["train/images/train.jpg"] * 2 + ["valid/images/valid.jpg"] * 2
     assert skip_reasons(tmp_path / "out") == []
+    (tmp_path / "set/valid/images/valid.jpg").unlink()      # its labels, in two places, are counted once
+    assert len(run_yolo(tmp_path / "set", tmp_path / "again")) == 2
+    assert skip_reasons(tmp_path / "again") == ["photo not found"] * 2
 
 
 def test_links_that_lead_nowhere(tmp_path: Path, capsys: pytest.CaptureFixture):
@@ -138,7 +141,7 @@ def test_circles_end(tmp_path: Path):
     write_photo(tmp_path / "set/b/two.jpg", 1)
     for link, target in (("a/up", ".."), ("a/b", "../b"), ("b/a", "../a"), ("self", "self"), ("b/here", ".")):
         (tmp_path / "set" / link).symlink_to(target)
-    found = source_files(tmp_path / "set", tmp_path / "out")
+    found = source_files(tmp_path / "set", tmp_path / "out").named
     assert {PurePosixPath("a/one.jpg"), PurePosixPath("b/two.jpg")} <= {*found} and len(found) == 4
     deep = tmp_path / "deep"
     for number in range(12):  # each folder shows all others: 12! ways
@@ -216,6 +219,8 @@ def test_notes_count(tmp_path: Path):
     (tmp_path / "set").mkdir()
     for name in ("a.jpg", "b.JPG"):
         (tmp_path / "set" / name).symlink_to(tmp_path / "secret.jpg")
-    assert source_files(tmp_path / "set", tmp_path / "out", notes=notes) == []
+    links = Links.below(tmp_path / "set")
+    assert source_files(tmp_path / "set", tmp_path / "out", links=links).named == []
+    links.note(notes)
     assert list(notes) == [f"{tmp_path / 'set'}: 2 links lead out of it, e.g. a.jpg to {tmp_path / 'secret.jpg'}; "
                            "--follow_links takes them"]

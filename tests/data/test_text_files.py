@@ -38,6 +38,13 @@ def test_older_encodings_are_refused(tmp_path: Path, text: str, encoding: str):
         read_text(write(tmp_path, text.encode(encoding)))
 
 
+def test_damaged_bytes_make_no_utf_16(tmp_path: Path):
+    rows = b"1 0.\xb3 0.1\0 0.2 \n1 0 0 1 0 1 1\n"
+    assert len(rows) % 2 == 0 and len(read_lines(write(tmp_path, rows))) == 2
+    with pytest.raises(UserError, match="not UTF-8"):
+        read_text(write(tmp_path, "一\n".encode("utf-16-le")))
+
+
 def test_text_cut_off_behind_its_mark_is_refused(tmp_path: Path):
     with pytest.raises(UserError, match="not UTF-8"):
         read_text(write(tmp_path, "crack".encode("utf-16")[:-1]))

@@ -239,13 +239,17 @@ def yolo_set(folder: Path, kinds: list[bytes]) -> list[Path]:
     return sorted(folder.rglob("labels/*.txt"))
 
 
+SUFFIXES = [".jpg", ".jpg", ".JPG", ".jfif", ".Jpe", ".MPO", ".avif", ".heic", ".raw", ""]   # of JPEGs
 ENCODINGS = ["utf-8", "utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "gbk"]
 ODD_NAMES = ["yes", "no", "off", "Null", "~", "010", "1_000", "12:30", "1e3", "0x1F", "2001-99-99", "裂缝", "剥落",
              "crack"]
 
 
 def varied_yolo(labels: list[Path], random: np.random.Generator) -> list[str]:
-    """The same set as other tools write it: numbers beside each outline, other names, encodings. Returns the names."""
+    """The same set as other tools write it: numbers beside outlines, other names, encodings, suffixes, links.
+
+    Returns the class names.
+    """
     kind = int(random.integers(6))
     encoding = ENCODINGS[random.integers(len(ENCODINGS))]
     names = [ODD_NAMES[random.integers(len(ODD_NAMES))] for _ in range(3)]
@@ -259,6 +263,8 @@ def varied_yolo(labels: list[Path], random: np.random.Generator) -> list[str]:
         rows = [row.split() for row in path.read_text().splitlines()]
         text = "".join(" ".join(with_extra_numbers(row, kind, random)) + "\n" for row in rows)
         path.write_bytes(text.encode(encoding if encoding.startswith("utf") else "utf-8"))
+    for photo in sorted(data.rglob("images/*.jpg")):
+        photo.rename(photo.with_suffix(SUFFIXES[random.integers(len(SUFFIXES))]))
     link_some(data, random)
     return names
 
