@@ -24,7 +24,9 @@ SAME_BOX_IOU = 0.9               # of a box before an outline with the outline's
 SAME_CORNERS = 1e-4              # likewise of one that is given by its corners
 AT_EDGE = 0.99                   # an outline that runs along the photo's lower edge has several such y
 CLEARLY = 2.0                    # so many times as far, or as compact: then it is no chance
-CLEARLY_FIRST = 4.0              # confidences behind outlines are common, before them nearly unknown
+LIKELY = 1.5                     # likewise where the row is only refused
+CLEARLY_BOTH = 4.0               # numbers on both sides are rare
+MOST = 0.6                       # of a data set's rows
 
 CONFIDENCE, ID, CONFIDENCE_AND_ID = "a confidence", "an id", "a confidence and an id"
 NUMBER_FIRST, BOX_FIRST = "a number before the outline", "a box before the outline"
@@ -32,7 +34,7 @@ NO_NUMBER = "NaN, infinity or something that is not a number"
 NO_NUMBER_TEXT = "something that is not a number"
 BEYOND = f"a number beyond {SMALLEST} to {LARGEST} among fractions of width and height"
 UNCLEAR = "a number too many, and unclear whether the first or the last"
-UNCLEAR_ENDS = "the first and the last number look like no coordinates"
+UNCLEAR_ENDS = "first or last numbers that look like no coordinates, and unclear what they are"
 
 
 class RowError(ValueError):
@@ -67,6 +69,17 @@ class RowEnds:
                 tracked += last.is_integer() and last > 1 and 0 <= confidence <= 1
                 plain += not last.is_integer()
         return tracked >= plain if tracked or plain else None
+
+    @functools.cached_property
+    def first_is_extra(self) -> bool | None:
+        """Of rows with a number too many, is it the first in most? None where that is unclear."""
+        first = rows = 0
+        for tokens in self._tokens():
+            if len(tokens) % 2 == 0:
+                from_first, from_last = _distances([_value(tokens[place]) for place in (1, 3, -3, -1)])
+                first += from_first > from_last
+                rows += 1
+        return None if rows < 3 or 1 - MOST <= first / rows <= MOST else first > MOST * rows
 
     @functools.cached_property
     def begin_with_id(self) -> bool | None:
@@ -233,7 +246,7 @@ def _is_box_of_rest(numbers: array, before: int, behind: int) -> bool:
         return False
     starts = [0] if before == 4 else [start for start in (0, 1) if _is_extra(numbers[4 - 4 * start])]
     boxes = [numbers[start:start + 4] for start in starts]
-    if not any(_is_box_in_photo(box) or (box[0] < box[2] and box[1] < box[3]) for box in boxes):
+    if not any(min(box[2:]) > 0 for box in boxes):
         return False
     xs, ys = numbers[before:end:2], numbers[before + 1:end:2]
     own = min(xs), min(ys), max(xs), max(ys)
@@ -262,47 +275,78 @@ def _one_or_three_extra(numbers: array, ends: RowEnds) -> tuple[int, int, str]:
             return 1, 2, f"{NUMBER_FIRST}, {CONFIDENCE_AND_ID} behind it"
         raise RowError(BEYOND)
     if may_be_last and may_be_first:
-        # the first belongs to the second and last x, or the last to the same numbers as y: which of them is nearer?
-        from_first, from_last = (abs(number - numbers[2]) + abs(number - numbers[-3]) for number in (first, last))
-        if not first.is_integer():
-            if from_first > CLEARLY_FIRST * from_last:
-                raise RowError(UNCLEAR)
-        elif from_first > CLEARLY * from_last or (from_last <= CLEARLY * from_first and ends.begin_with_id):
-            may_be_last = False
-        elif from_last <= CLEARLY * from_first and ends.begin_with_id is None:
-            raise RowError(UNCLEAR)
+        may_be_last = not _first_is_extra(numbers, ends)
     return (0, 1, _name_of(last)) if may_be_last else (1, 0, NUMBER_FIRST)
+
+
+def _first_is_extra(numbers: array, ends: RowEnds) -> bool:
+    """Of an odd count of numbers that could all be coordinates: the first, or else the last? Raises RowError."""
+    from_first, from_last = _distances((numbers[0], numbers[2], numbers[-3], numbers[-1]))
+    if not numbers[0].is_integer():  # confidences behind outlines are common, before them nearly unknown
+        if from_first > from_last and ends.first_is_extra:
+            return True
+        if from_first > CLEARLY * from_last and ends.first_is_extra is None:
+            raise RowError(UNCLEAR)
+        return False
+    if from_first > CLEARLY * from_last or from_last > CLEARLY * from_first:
+        return from_first > from_last
+    known = ends.begin_with_id if ends.first_is_extra is None else ends.first_is_extra
+    if known is None:
+        raise RowError(UNCLEAR)
+    return known
+
+
+def _distances(numbers: Sequence[float]) -> tuple[float, float]:
+    """Of a row's first, third, third to last and last number: how far the first and the last are from the others.
+
+    Either the first belongs to these as x, or the last as y.
+    """
+    first, third, third_to_last, last = numbers
+    return tuple(abs(number - third) + abs(number - third_to_last) for number in (first, last))
 
 
 def _none_or_two_extra(numbers: array, tokens: Sequence[str], ends: RowEnds) -> tuple[int, int, str]:
     """As `_extra_numbers`, of an even count of numbers."""
     plain = _are_coordinates(numbers)
-    first, confidence, last = numbers[0], numbers[-2], numbers[-1]
     if len(numbers) >= 8:
-        if _is_confidence(confidence) and _is_id(last) and _are_coordinates(numbers[:-2]) \
+        may_be_id = _is_id(numbers[-1]) or numbers[-1] == 0
+        if may_be_id and _is_confidence(numbers[-2]) and _are_coordinates(numbers[:-2]) \
                 and (not plain or _ends_in_id(numbers, tokens, ends)):
             return 0, 2, CONFIDENCE_AND_ID
-        if first.is_integer() and _is_extra(first) and _is_extra(last) and _are_coordinates(numbers[1:-1]):
-            if not plain:
-                return 1, 1, f"{NUMBER_FIRST}, {_name_of(last)} behind it"
-            factor = 1 if ends.begin_with_id else CLEARLY_FIRST
-            if _is_written_whole(tokens[1]) and ends.begin_with_id is not False \
-                    and _compactness(numbers[1:-1]) > factor * _compactness(numbers):
-                raise RowError(UNCLEAR_ENDS)
+        if not plain and _is_id(numbers[0]):
+            before, behind, extra = _one_or_three_extra(numbers[1:], ends)
+            if before + behind == 1:
+                return 1 + before, behind, NUMBER_FIRST if before else f"{NUMBER_FIRST}, {extra} behind it"
+        factor = 1 if ends.begin_with_id else CLEARLY_BOTH
+        if plain and _is_written_whole(tokens[1]) and _is_confidence(numbers[-1]) and ends.begin_with_id is not False \
+                and _compactness(numbers[1:-1]) > factor * _compactness(numbers):
+            raise RowError(UNCLEAR_ENDS)
     if not plain:
         raise RowError(BEYOND)
     return 0, 0, ""
 
 
 def _ends_in_id(numbers: array, tokens: Sequence[str], ends: RowEnds) -> bool:
-    """Numbers that end in one of 0..1 and a 1: are these a confidence and an id, not a corner at the lower edge?"""
+    """Numbers that end in one of 0..1 and a 0 or 1: are these a confidence and an id, not a corner at the photo's edge?
+
+    Raises RowError for two that are neither.
+    """
     is_whole = _is_written_whole(tokens[-1])
-    if len(numbers) >= 8 and is_whole and _compactness(numbers[:-2]) > CLEARLY * _compactness(numbers):
+    if numbers[-1] == 0 and not (is_whole and ends.have_ids):
+        if is_whole and _compactness(numbers[:-2]) > LIKELY * _compactness(numbers):
+            raise RowError(UNCLEAR_ENDS)
+        return False
+    better = _compactness(numbers[:-2]) / max(_compactness(numbers), 1e-12) if len(numbers) >= 8 else LIKELY
+    if is_whole and better > CLEARLY:
         return True
     if ends.have_ids is not None:
         return ends.have_ids
     along_edge = len(numbers) >= 8 and max(numbers[1], numbers[-3]) >= AT_EDGE
-    return is_whole and not along_edge and not numbers[-2].is_integer()
+    if not is_whole or along_edge or numbers[-2].is_integer():
+        return False
+    if better < 1:
+        raise RowError(UNCLEAR_ENDS)
+    return True
 
 
 def _compactness(numbers: array) -> float:

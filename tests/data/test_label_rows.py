@@ -25,6 +25,8 @@ NUMBER, BOX = "a number before the outline", "a box before the outline"
     pytest.param("0", "", NUMBER, id="flag"),
     pytest.param("7", "0.87", f"{NUMBER}, {CONFIDENCE} behind it", id="instance id and confidence"),
     pytest.param("7", "0.87 12", f"{NUMBER}, {BOTH} behind it", id="all three"),
+    pytest.param("12 5", "", NUMBER, id="two ids first"),
+    pytest.param("7", "12", f"{NUMBER}, {ID} behind it", id="an id on both sides"),
 ])
 def test_extra_numbers_are_no_vertices(outline: str, before: str, behind: str, extra: str):
     row = parse_label_row(f"4 {before} {outline} {behind}")
@@ -77,13 +79,16 @@ def test_outlines_that_reach_the_edge_stay_whole(numbers: str):
 @pytest.mark.parametrize(("line", "reason"), [
     pytest.param(f"0 {OUTLINE} 0.5 1.6", "beyond", id="above 1.5"),
     pytest.param("0 0.2 0.3 -0.7 0.3 0.5 0.6 0.2 0.6", "beyond", id="below -0.5"),
-    pytest.param(f"0 12 5 {OUTLINE}", "beyond", id="two ids first"),
     pytest.param(f"0 {OUTLINE} 3 0.87", "beyond", id="id, then confidence"),
     pytest.param(f"0 {OUTLINE} 1.7", "beyond", id="an odd one that is neither"),
     pytest.param("0 0.35 0.45 0.3 0.3 1.7", "beyond", id="a box and something"),
     pytest.param("0 0.5 0.5 40 0.3", "beyond", id="a box of 40 photos"),
+    pytest.param(f"0 0.87 {OUTLINE}", "unclear", id="a confidence first"),
+    pytest.param(f"0 7 0.87 {OUTLINE}", "unclear", id="an id and a confidence first"),
+    pytest.param(f"0 {OUTLINE} 0 0", "look like no coord", id="two flags behind it"),
+    pytest.param(f"0 {OUTLINE} 0.87 0", "look like no coord", id="confidence and id 0"),
     pytest.param("0 0 0.2 0.5 0.6 0.5 0.9 1", "unclear", id="first or last"),
-    pytest.param(f"0 1 {OUTLINE} 0.87", "first and the last", id="flag 1 and a confidence"),
+    pytest.param(f"0 1 {OUTLINE} 0.87", "look like no coord", id="flag 1 and a confidence"),
 ])
 def test_rows_in_doubt_are_refused(line: str, reason: str):
     with pytest.raises(RowError, match=reason):
@@ -96,10 +101,25 @@ TIP = "0 0.1 0.1 0.2 0.1 0.2 0.8 0.3 0.9 0.2 1"
 @pytest.mark.parametrize(("others", "extra"), [
     pytest.param([f"0 {OUTLINE} 0.87 2", f"1 {OUTLINE} 0.3 15"], BOTH, id="that end in confidence and id"),
     pytest.param([f"0 {OUTLINE}", f"1 {CRACK}"], "", id="plain ones"),
-    pytest.param([TIP], BOTH, id="none"),
 ])
 def test_other_rows_of_the_set_decide(others: list[str], extra: str):
     assert parse_label_row(TIP, RowEnds(lambda: others)).extra == extra
+
+
+def test_alone_it_is_refused():
+    with pytest.raises(RowError, match="look like no coordinates"):
+        parse_label_row(TIP, RowEnds(lambda: [TIP]))
+
+
+def test_other_rows_tell_confidence_first_and_id_0():
+    first = [f"0 0.87 {OUTLINE}", f"0 0.7 {CRACK}", "0 0.7 0.1 0.1 0.3 0.1 0.2 0.2"]
+    for row in first:
+        assert parse_label_row(row, RowEnds(lambda: first)).extra == NUMBER
+    last = [f"0 {OUTLINE} 0.87", f"0 {CRACK} 0.35", "0 0.6 0.1 0.9 0.2 0.5 0.4 0.5"]
+    for row in last:
+        assert parse_label_row(row, RowEnds(lambda: last)).extra == CONFIDENCE
+    tracked = [f"0 {OUTLINE} 0.87 0", f"0 {CRACK} 0.3 5"]
+    assert parse_label_row(tracked[0], RowEnds(lambda: tracked)).extra == BOTH
 
 
 def test_other_rows_tell_a_flag_first():
