@@ -23,6 +23,7 @@ from sam_lora import cli, contracts, files
 def get_args_parser() -> argparse.ArgumentParser:
     parser = cli.make_parser(__doc__)
     cli.add_split_tables(parser)
+    cli.add_follow_links(parser.add_argument_group("links"))
     return parser
 
 
@@ -40,7 +41,7 @@ def main(args: argparse.Namespace) -> None:
     if args.split_label_maps:
         maps, masks = label_maps.split_label_maps(args.dataset_dir)
         print(f"{maps} label maps became {masks} masks; they are in {label_maps.LABEL_MAPS_FOLDER}/ now")
-    folders = pairing.read_class_folders(args.dataset_dir, class_of_folder)
+    folders = pairing.read_class_folders(args.dataset_dir, class_of_folder, args.follow_links)
     table, skipped = split_tables.place_points(folders, clicks.centre_and_opposite_points, args.num_workers)
     table, notes = split_tables.group_rows(table, args.dataset_dir, split_tables.Told(args.group_by, args.group_csv))
     table, split_notes = split_tables.split_rows(table, args.split, args.seed, args.resplit, args.split_by)

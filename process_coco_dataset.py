@@ -33,6 +33,7 @@ from sam_lora.data import class_folders
 from sam_lora.data.boxes import note_boxes
 from sam_lora.data.class_folders import CropSettings
 from sam_lora.data.conversion_report import PHOTO_MISSING, TWICE, ConversionReport
+from sam_lora.data.links import LINK_OUT
 from sam_lora.data.listed_photos import (
     Entry,
     PhotoError,
@@ -51,7 +52,7 @@ from sam_lora.data.segmentation import (
     is_fraction,
     read_outline,
 )
-from sam_lora.data.sources import ObjectClass, SourceImage, SourceObject
+from sam_lora.data.sources import ObjectClass, SourceImage, SourceObject, note_others
 from sam_lora.errors import UserError
 
 CROWD_EXPORT = 0.9      # CVAT marks every mask drawn by brush or SAM as iscrowd: then the flag means nothing
@@ -97,7 +98,8 @@ def main(args: argparse.Namespace) -> None:
     with class_folders.staged_output(args.output_dir, args.overwrite, args.dry_run) as staging:
         files = [read_coco_json(Path(path), folder) for path, folder in zip(args.coco_json, folders)]
         keep_crowd = args.crowd == "keep" or (args.crowd == "auto" and crowd_means_nothing(files, report))
-        images, classes = read_images(files, keep_crowd, args.boxes == "rectangle", report, Path(args.output_dir))
+        images, classes = read_images(files, photo_folders(files, args, report.notes), keep_crowd,
+                                      args.boxes == "rectangle", report)
         class_folders.write_class_folders(
             images, classes, staging,
             CropSettings(args.padding, args.min_size, args.no_crop, args.square, args.tile), args.num_workers, report)
@@ -128,8 +130,13 @@ def read_coco_json(path: Path, images_dir: Path) -> CocoFile:
         raise UserError(f"{images_dir}: {'is a file' if images_dir.exists() else 'no such folder'}; expected the "
                         f"folder of {path}'s photos; give --images_dir")
     try:
-        with path.open(encoding="utf-8-sig") as file:
+        with path.open("rb") as file:
+            encoding = json.detect_encoding(file.read(4))  # UTF-8, -16 or -32, with a byte order mark or without
+        with path.open(encoding=encoding) as file:
             data = json.load(file, object_hook=slim)
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: broken JSON (not UTF-8: {error.reason} at byte {error.start}); save it as UTF-8"
+                        ) from error
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: broken JSON ({error})") from error
     if isinstance(data, list):
@@ -285,12 +292,22 @@ class Photo:
 PhotoOrError = Photo | PhotoError  # the reason why there is none
 
 
-def read_images(files: Sequence[CocoFile], keep_crowd: bool, boxes: bool, report: ConversionReport, output_dir: Path
-                ) -> tuple[list[SourceImage], dict[str, ObjectClass]]:
+def photo_folders(files: Sequence[CocoFile], args: argparse.Namespace, notes: Counter) -> dict[Path, PhotoFolder]:
+    """{resolved: the folder} of the files' photos. Links may lead to it, and to a JSON's folder that it lies in."""
+    folders = {}
+    for file in files:
+        above = file.path.absolute().parent
+        data_set = above if file.images_dir.absolute().is_relative_to(above) else None
+        if file.images_dir.resolve() not in folders:
+            folders[file.images_dir.resolve()] = PhotoFolder(file.images_dir, Path(args.output_dir), notes,
+                                                             args.follow_links, data_set)
+    return folders
+
+
+def read_images(files: Sequence[CocoFile], folders: dict[Path, PhotoFolder], keep_crowd: bool, boxes: bool,
+                report: ConversionReport) -> tuple[list[SourceImage], dict[str, ObjectClass]]:
     """(every photo found, with its objects; classes by name). Raises UserError where most photos are missing."""
     note_shared_names(files, report)
-    folders = {key: PhotoFolder(folder, output_dir, report.notes)
-               for key, folder in {file.images_dir.resolve(): file.images_dir for file in files}.items()}
     listing = Listing(folders, report.notes)
     photos_of_files = listing.read(files)
     uses: Counter = Counter()
@@ -301,7 +318,10 @@ def read_images(files: Sequence[CocoFile], keep_crowd: bool, boxes: bool, report
                if isinstance(error, PhotoError)]
     missing = sum(reason == PHOTO_MISSING for reason in reasons)
     listed = {photo.path.resolve() for photo in photos}
-    on_disk = {(folder.folder / path).resolve() for folder in folders.values() for path in folder.files}
+    on_disk = {(folder.folder / path).resolve() for folder in folders.values() for path in folder.files
+               if path not in folder.links.refused and path not in folder.others}
+    for folder in folders.values():
+        note_others(folder.folder, (path for path in folder.others if path not in listing.named), report.notes)
     with_objects = sum(bool(photo.objects) for photo in photos)
     background = sum(photo.annotations == 0 for photo in photos)
     report.photos = {"with objects": with_objects,
@@ -322,6 +342,7 @@ class Listing:
         self.root = Path(os.path.commonpath([str(key) for key in folders]))
         self.photos: dict[tuple[Path, str], Photo] = {}
         self.ids: dict[Path, dict[Path, list[str]]] = defaultdict(lambda: defaultdict(list))  # photo -> file -> ids
+        self.named: set[PurePosixPath] = set()    # by entries
         self.names_tell = False  # are the files named for different splits?
 
     def read(self, files: Sequence[CocoFile]) -> list[dict[str, PhotoOrError]]:
@@ -342,7 +363,8 @@ class Listing:
             photos_of_files.append({key: name if isinstance(name, PhotoError)
                                     else self._photo(file, key, *next(found), size_of_id[key])
                                     for key, name in name_of_id.items()})
-            _refuse_wrong_folder(file, name_of_id, photos_of_files[-1])
+            links = self.folders[file.images_dir.resolve()].links
+            _refuse_wrong_folder(file, name_of_id, photos_of_files[-1], links.refusal() if links.refused else "")
         self._name_rest_train()
         self._note_shared_photos()
         return photos_of_files
@@ -351,6 +373,7 @@ class Listing:
                ) -> PhotoOrError:
         if isinstance(path, PhotoError):
             return path
+        self.named.add(path)
         full = entry.folder.folder / path
         split = self._split(file, entry.name, path)
         try:
@@ -422,13 +445,16 @@ def _photo_names(file: CocoFile) -> dict[str, str | PhotoError]:
     return names
 
 
-def _refuse_wrong_folder(file: CocoFile, names: dict[str, str | PhotoError], photo_of_id: dict[str, PhotoOrError]
-                         ) -> None:
-    """Raise UserError if most of a file's photos are nowhere in its folder."""
+def _refuse_wrong_folder(file: CocoFile, names: dict[str, str | PhotoError], photo_of_id: dict[str, PhotoOrError],
+                         links: str) -> None:
+    """Raise UserError if most of a file's photos are nowhere in its folder; `links`: which were not followed."""
+    linked = sum(isinstance(error, PhotoError) and error.reason == LINK_OUT for error in photo_of_id.values())
+    if linked * 2 > len(names):
+        raise UserError(f"{file.path}: {linked} of {len(names)} photos are not followed. {links}")
     lost = [error for error in photo_of_id.values() if isinstance(error, PhotoError) and error.nowhere]
     if len(lost) * 2 > len(names):
         raise UserError(f"{file.path}: {len(lost)} of {len(names)} photos are not in {file.images_dir}, e.g. "
-                        f"{lost[0].detail}; give their folder with --images_dir")
+                        f"{lost[0].detail}; {links or 'give their folder with --images_dir'}")
 
 
 # ---- annotations ------------------------------------------------------------------------------------------

@@ -11,16 +11,14 @@ writes  processed_dataset/Class_<name>/images/<photo>_<line>.png   each object, 
         processed_dataset/conversion_report.csv   every label row that was skipped, with the reason
         processed_dataset/preview.jpg             some of the crops with their masks' outlines
 
-A label row is `class x1 y1 x2 y2 x3 y3 ...`, fractions of the photo's width and height. Next: Create_yolo_csv.py.
+A label row is `class x1 y1 x2 y2 x3 y3 ...`, fractions of the photo's width and height; what tools add to it, see
+README. Next: Create_yolo_csv.py.
 """
 
 import argparse
-import math
-from array import array
+import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import islice
+from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from time import perf_counter
 
@@ -29,20 +27,18 @@ from sam_lora.data import class_folders
 from sam_lora.data.boxes import note_boxes
 from sam_lora.data.class_folders import CropSettings
 from sam_lora.data.conversion_report import BOX_ONLY, PHOTO_MISSING, ConversionReport
-from sam_lora.data.names import class_folder_names, clean_name, merge_same_names, normalise_split
-from sam_lora.data.sources import ObjectClass, SourceImage, SourceObject, source_files
+from sam_lora.data.label_rows import OUT_OF_PHOTO, RowEnds, RowError, parse_label_row
+from sam_lora.data.links import LINK_OUT, Links
+from sam_lora.data.names import class_folder_names, clean_name, merge_same_names, normalise_split, printable
+from sam_lora.data.sources import ObjectClass, SourceFiles, SourceImage, SourceObject, note_others, source_files
+from sam_lora.data.text_files import read_lines, read_text
 from sam_lora.errors import UserError
 
 YAML_NAMES = ("data.yaml", "data.yml", "dataset.yaml", "dataset.yml")
 CLASSES_TXT = "classes.txt"
-OUT_OF_PHOTO = 0.01      # rounding in exporters; beyond it a row is clipped and noted
-PIXEL_COORDINATE = 1.5
-FAR = 1e15                 # beyond it a coordinate is as good as infinite
+TEXT_SUFFIXES = (".txt", ".yaml", ".yml")
 
 CLIPPED = "a polygon reached beyond its photo and was clipped"
-NO_NUMBER = "NaN, infinity or something that is not a number"
-NO_NUMBER_TEXT = "something that is not a number"
-CONFIDENCE = "a row had an odd number of coordinates; the last was taken for a confidence and dropped"
 
 
 def get_args_parser() -> argparse.ArgumentParser:
@@ -61,11 +57,14 @@ def main(args: argparse.Namespace) -> None:
     if not root.is_dir():
         raise UserError(f"{root}: {'is a file' if root.exists() else 'no such folder'}; expected the folder of a YOLO "
                         "data set, with images/ and labels/ in it")
-    report = ConversionReport("label rows", args.strict)
+    report, links = ConversionReport("label rows", args.strict), Links.below(root, args.follow_links)
     with class_folders.staged_output(args.output_dir, args.overwrite, args.dry_run) as staging:
+        files = source_files(root, Path(args.output_dir), TEXT_SUFFIXES, links)
+        refuse_lost_labels(links)
+        links.note(report.notes)
         settings, yaml_path = read_data_yaml(root)
         names = class_names(root, args.class_names, settings, yaml_path, report)
-        images = read_images(root, settings, names, args.boxes == "rectangle", report, Path(args.output_dir))
+        images = read_images(links, files, settings, names, args.boxes == "rectangle", report)
         class_folders.write_class_folders(
             images, object_classes(names, images, report), staging,
             CropSettings(args.padding, args.min_size, args.no_crop, args.square, args.tile), args.num_workers, report)
@@ -85,17 +84,44 @@ def read_data_yaml(root: Path) -> tuple[dict, Path | None]:
     if path is None:
         return {}, None
     try:
-        settings = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
+        settings = _yaml_as_written(read_text(path))
     except (yaml.YAMLError, RecursionError, ValueError, TypeError, AttributeError, LookupError) as error:  # PyYAML
-        mark = getattr(error, "problem_mark", None)
+        mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
         where = f" at line {mark.line + 1}" if mark else ""
-        raise UserError(f"{path}: broken YAML{where}; expected `names:` and the class names") from error
-    settings = {} if settings is None else settings
+        why = f" ({printable(str(problem))[:100]})" if problem else ""
+        raise UserError(f"{path}: broken YAML{where}{why}; expected `names:` and the class names") from error
+    settings = {} if is_null(settings) else settings
     if not isinstance(settings, dict):
         raise UserError(f"{path}: found a {type(settings).__name__}, expected keys such as `names:`")
-    if settings.get("kpt_shape"):
+    if not is_null(settings.get("kpt_shape")):
         raise UserError(f"{path}: kpt_shape says that this is a pose data set; expected segmentation polygons")
     return settings, path
+
+
+def _yaml_as_written(text: str) -> object:
+    """YAML whose plain scalars stay text: `no`, `010` and `1e3` are names, not False, 8 and 1000.
+
+    A Windows path in double quotes, whose backslashes YAML takes for escapes, counts as it is meant.
+    """
+    import yaml
+
+    class TextLoader(yaml.SafeLoader):
+        pass
+    TextLoader.yaml_implicit_resolvers = {"<": yaml.SafeLoader.yaml_implicit_resolvers["<"]}  # `<<` merges a mapping
+    return yaml.load(re.sub(r'"[A-Za-z]:\\[^"\n]*"', lambda path: path[0].replace("\\", "/"), text), TextLoader)
+
+
+def is_null(value: object) -> bool:
+    """Is a value of data.yaml nothing, as it is written?"""
+    return value is None or (isinstance(value, str) and value in ("", "~", "null", "Null", "NULL"))
+
+
+def _count(value: object) -> int | None:
+    """A count that data.yaml gives; None where it is no whole number."""
+    try:
+        return int(str(value), 0)
+    except ValueError:
+        return None
 
 
 def class_names(root: Path, given: Sequence[str] | None, settings: dict, yaml_path: Path | None,
@@ -106,18 +132,16 @@ def class_names(root: Path, given: Sequence[str] | None, settings: dict, yaml_pa
     """
     if given:
         return {i: clean_name(name) or f"class_{i}" for i, name in enumerate(given)}
-    names = settings.get("names")
-    if names is not None:
+    names, count = settings.get("names"), _count(settings.get("nc"))
+    if not is_null(names):
         names = _names_from_yaml(names, yaml_path)
-        count = settings.get("nc")
-        if isinstance(count, int) and count != len(names):
+        if count is not None and count != len(names):
             count = count if abs(count) < 10**9 else "huge"
             report.notes[f"{yaml_path.name}: nc is {count}, but names has {len(names)}; the names were taken"] += 1
         return names
     for folder in (root, root / "labels", root / "train", root / "train" / "labels"):
         if (folder / CLASSES_TXT).is_file():
-            text = (folder / CLASSES_TXT).read_text(encoding="utf-8-sig", errors="replace")
-            names = [clean_name(line) for line in text.splitlines()]
+            names = [clean_name(line) for line in read_text(folder / CLASSES_TXT).splitlines()]
             while names and not names[-1]:
                 names.pop()
             if not names:
@@ -127,8 +151,7 @@ def class_names(root: Path, given: Sequence[str] | None, settings: dict, yaml_pa
         raise UserError(f"{root}: no data.yaml and no {CLASSES_TXT}; give the names in the order of their ids with "
                         "--class_names NAME [NAME ...]")
     report.notes[f"{yaml_path.name}: no names; classes are called class_<id>"] += 1
-    count = settings.get("nc")
-    return {i: f"class_{i}" for i in range(count)} if isinstance(count, int) and 0 < count < 10**5 else None
+    return {i: f"class_{i}" for i in range(count)} if count is not None and 0 < count < 10**5 else None
 
 
 def _names_from_yaml(names: object, path: Path) -> dict[int, str]:
@@ -167,20 +190,43 @@ def object_classes(names: dict[int, str] | None, images: Sequence[SourceImage], 
 
 # ---- folders ----------------------------------------------------------------------------------------------
 
-def read_images(root: Path, settings: dict, names: dict[int, str] | None, boxes: bool, report: ConversionReport,
-                output_dir: Path) -> list[SourceImage]:
-    """Every photo below `root` with its label file's objects. Raises UserError."""
-    files = source_files(root, output_dir, (".txt",), report.notes)
-    texts = {path for path in files if path.suffix.lower() == ".txt"}
-    photos = [path for path in files if path not in texts]
+def refuse_lost_labels(links: Links) -> None:
+    """Raise UserError for links that lead out or nowhere and that may hold labels: their rows could not be counted."""
+    def may_hold_labels(link: PurePosixPath) -> bool:
+        if link.suffix.lower() in TEXT_SUFFIXES:
+            return True
+        return any(normalise_split(part) or part.lower() in ("images", "labels") for part in link.parts) \
+            and (links.root / link).is_dir()
+    if any(map(may_hold_labels, links.refused)):
+        raise UserError(links.refusal())
+    lost = sorted(filter(may_hold_labels, links.broken))
+    if lost:
+        raise UserError(f"{links.root}: labels or names are links that lead nowhere: {len(lost)}, e.g. {lost[0]}")
+
+
+def read_images(links: Links, files: SourceFiles, settings: dict, names: dict[int, str] | None, boxes: bool,
+                report: ConversionReport) -> list[SourceImage]:
+    """Every photo among `files`, which are below `links.root`, with its label file's objects. Raises UserError."""
+    root = links.root
+    texts = {path for path in files.named if path.suffix.lower() == ".txt"}
+    photos = [path for path in files.named if path.suffix.lower() not in TEXT_SUFFIXES]
+    more = labelled(files.others, photos, texts)
+    note_others(root, sorted({*files.others} - {*more}), report.notes)
+    photos = sorted([*photos, *more])
     split_of = named_splits(settings, root, photos, texts, report.notes)
     kept = [path for path in photos if _last_index(path.parts, "images") is not None or _named(path, split_of)]
     ignored = len(photos) - len(kept) if kept else 0
     kept = kept or photos  # labels beside photos, as darknet has them
+    if not kept and links.refused:
+        raise UserError(links.refusal())
     if not kept:
         raise UserError(f"{root}: no photo found; expected images/ and labels/, train/images/ and train/labels/, or "
                         "images/train/ and labels/train/")
     labels = label_files(kept, texts)
+    if links.followed:
+        kept = once(kept, root, labels, texts, split_of, report.notes)
+    used = sorted({*labels.values()} & texts)
+    ends = RowEnds(lambda: (line for label in used for line in read_lines(root / label)))
     images, photo_of_label = [], {}
     background = 0
     for path in kept:
@@ -191,7 +237,7 @@ def read_images(root: Path, settings: dict, names: dict[int, str] | None, boxes:
             report.notes[f"two photos share a label file; {photo_of_label[label]} has it, not {path}"] += 1
         elif label in texts:
             photo_of_label[label] = path
-            objects = read_label_file(root / label, str(label), names, boxes, report)
+            objects = read_label_file(root / label, str(label), names, boxes, ends, report)
         empty = report.total == taken_before
         background += empty
         images.append(SourceImage(root / path, str(path), photo_split(path, split_of), objects, str(label), (1, 1),
@@ -200,7 +246,12 @@ def read_images(root: Path, settings: dict, names: dict[int, str] | None, boxes:
         example = labels[kept[0]]
         raise UserError(f"{root}: {len(kept)} photos, but not one label file; {root / example} is expected for "
                         f"{root / kept[0]}")
-    missing = _skip_labels_without_photo(root, sorted(texts - photo_of_label.keys()), report)
+    left = texts - {*labels.values()}
+    if links.followed:
+        read = {(root / label).resolve() for label in used}
+        left = {target: path for path in sorted(left, reverse=True)
+                if (target := (root / path).resolve()) not in read}.values()
+    missing = _skip_labels_without_photo(links, sorted(left), report)
     with_objects = sum(bool(image.objects) for image in images)
     report.photos = {"with objects": with_objects, "with skipped rows only": len(images) - with_objects - background,
                      "background": background, "missing": missing, "outside images/ ignored": ignored}
@@ -208,15 +259,38 @@ def read_images(root: Path, settings: dict, names: dict[int, str] | None, boxes:
     return images
 
 
-def _skip_labels_without_photo(root: Path, texts: Sequence[PurePosixPath], report: ConversionReport) -> int:
+def once(photos: Sequence[PurePosixPath], root: Path, labels: Mapping[PurePosixPath, PurePosixPath],
+         texts: set[PurePosixPath], split_of: dict[PurePosixPath, str], notes: Counter) -> list[PurePosixPath]:
+    """`photos`, those that links show in several places only where they have labels of their own there.
+
+    Of places with the same labels, or with none anywhere, one whose split has a name goes first, then one by a link.
+    """
+    def rank(path: PurePosixPath) -> tuple:
+        return not photo_split(path, split_of), (root / path).resolve() == root.resolve() / path, path
+    places = defaultdict(list)
+    for path in photos:
+        places[(root / path).resolve()].append(path)
+    taken = set()
+    for same in places.values():
+        with_labels = [path for path in same if labels[path] in texts]
+        same = sorted(with_labels or same, key=rank)
+        taken |= {*{(root / labels[path]).resolve(): path for path in reversed(same)}.values()} if with_labels \
+            else {same[0]}
+    if len(taken) < len(photos):
+        notes[f"{len(photos) - len(taken)} photos are also in other places, by links: taken once"] += 1
+    return [path for path in photos if path in taken]
+
+
+def _skip_labels_without_photo(links: Links, texts: Sequence[PurePosixPath], report: ConversionReport) -> int:
     """Skip every row of the label files among `texts`, which no photo has; returns the number of these files."""
     label_paths = [path for path in texts if _last_index(path.parts, "labels") is not None
                    and path.name.lower() != CLASSES_TXT]
+    linked = {label_file(link) for link in links.refused}
     for path in label_paths:
-        for number, line in enumerate(_lines(root / path), start=1):
+        for number, line in enumerate(read_lines(links.root / path), start=1):
             if line.strip():
                 report.take()
-                report.skip(str(path), f"{path}:{number}", PHOTO_MISSING)
+                report.skip(str(path), f"{path}:{number}", LINK_OUT if path in linked else PHOTO_MISSING)
     return len(label_paths)
 
 
@@ -233,11 +307,11 @@ def named_splits(settings: dict, root: Path, photos: Sequence[PurePosixPath], te
     for key, values in settings.items():
         split = normalise_split(key) if isinstance(key, str) else ""
         values = values if isinstance(values, list) else [values]
-        for value in [value for value in values if split and isinstance(value, str) and value.strip()]:
+        for value in [value for value in values if split and isinstance(value, str) and not is_null(value.strip())]:
             path = _longest_end(value, here)
             if path is None:
                 notes[f"data.yaml names a folder that is not here: {key}: {value[:200]}"] += 1
-            listed = _lines(root / path) if path in texts else []
+            listed = read_lines(root / path) if path in texts else []
             for place in [_longest_end(line.strip(), here) for line in listed] if path in texts else [path]:
                 named[place].add(split)
     named.pop(None, None)
@@ -270,6 +344,23 @@ def label_files(photos: Sequence[PurePosixPath], texts: set[PurePosixPath]) -> d
             for path, label in exact.items()}
 
 
+def labelled(others: Sequence[PurePosixPath], photos: Sequence[PurePosixPath], texts: set[PurePosixPath]
+             ) -> list[PurePosixPath]:
+    """Files of other kinds (.heic, .raw) that have a label file which none of the `photos` has: one for each.
+
+    Outside of images/, where anything may lie beside a text, only those that are photos by their suffix.
+    """
+    from sam_lora.data.imaging import HEIC_SUFFIXES
+    others = [path for path in others if _last_index(path.parts[:-1], "images") is not None
+              or path.suffix.lower() in HEIC_SUFFIXES]
+    taken = {*label_files(photos, texts).values()}
+    found = {}
+    for path, label in label_files(others, texts).items():
+        if label in texts and label not in taken:
+            found.setdefault(label, path)
+    return [*found.values()]
+
+
 def label_file(photo: PurePosixPath) -> PurePosixPath:
     """Where a photo's labels are: the last images/ of its path becomes labels/; without one, beside it."""
     parts = list(photo.parts)
@@ -289,104 +380,17 @@ def _named(path: PurePosixPath, split_of: dict[PurePosixPath, str]) -> PurePosix
 
 # ---- label rows -------------------------------------------------------------------------------------------
 
-@dataclass(frozen=True)
-class LabelRow:
-    """`polygon`: flat [x, y, …] doubles, fractions of width and height. A box row is a polygon of four corners."""
-    class_id: int
-    polygon: array
-    is_box: bool = False
-    has_confidence: bool = False
-
-
-class RowError(ValueError):
-    """Why a label row is not an object."""
-
-
-def parse_label_row(line: str) -> LabelRow:
-    """`class x y x y x y …`, `class cx cy w h`, either with a confidence at the end. Raises RowError."""
-    tokens = line.split()
-    if "," in line or ";" in line:
-        raise RowError("commas; numbers are separated by blanks")
-    if "rle" in (token.lower() for token in tokens[:2]):
-        raise RowError("RLE, which YOLO labels do not have")
-    class_id = _number(tokens[0], "a class name where the class id belongs")
-    if not class_id.is_integer():
-        raise RowError("a class id that is not a whole number")
-    numbers = _coordinates(line, tokens)
-    is_box = len(numbers) in (4, 5)
-    has_confidence = len(numbers) % 2 == 1
-    if has_confidence:
-        numbers.pop()
-    low, high = min(numbers), max(numbers)
-    if max(-low, high) > PIXEL_COORDINATE and \
-            sum(abs(number) > PIXEL_COORDINATE for number in numbers) * 2 > len(numbers):
-        raise RowError("looks like pixel coordinates; expected fractions of width and height, 0 to 1")
-    return LabelRow(int(class_id), _box_corners(*numbers) if is_box else _open_outline(numbers), is_box, has_confidence)
-
-
-def _coordinates(line: str, tokens: Sequence[str]) -> array:
-    """The numbers behind the class id, four or more, finite. Raises RowError."""
-    numbers = array("d")
-    try:
-        for start in range(1, len(tokens), 4096):  # in pieces: a row may have millions
-            numbers.fromlist(list(map(float, tokens[start:start + 4096])))
-    except ValueError:
-        numbers = array("d", [math.nan])
-    if "_" in line or not all(map(math.isfinite, numbers)):  # token by token only where a reason is wanted: it is slow
-        numbers = array("d", (_number(token, NO_NUMBER_TEXT) for token in islice(tokens, 1, None)))
-    if len(numbers) < 4:
-        raise RowError("too few numbers")
-    if not -FAR < min(numbers) <= max(numbers) < FAR:
-        raise RowError(NO_NUMBER)
-    return numbers
-
-
-def _box_corners(x: float, y: float, width: float, height: float) -> array:
-    """Centre and size -> the four corners, flat. Raises RowError."""
-    if width <= 0 or height <= 0:
-        raise RowError("zero area")
-    x0, y0, x1, y1 = x - width / 2, y - height / 2, x + width / 2, y + height / 2
-    return array("d", (x0, y0, x1, y0, x1, y1, x0, y1))
-
-
-def _open_outline(numbers: array) -> array:
-    """A flat polygon without a closing point that repeats the first. Raises RowError."""
-    if numbers[:2] == numbers[-2:]:
-        del numbers[-2:]
-    xs, ys = numbers[::2], numbers[1::2]
-    if not _three_different(zip(xs, ys)):
-        raise RowError("fewer than three different points")
-    if min(xs) == max(xs) or min(ys) == max(ys):
-        raise RowError("zero area")
-    return numbers
-
-
-def _three_different(points: Iterable[tuple[float, float]]) -> bool:
-    different = set()
-    return any(different.add(point) or len(different) == 3 for point in points)
-
-
-def _number(token: str, otherwise: str) -> float:
-    try:
-        value = float(token)
-    except ValueError:
-        raise RowError(otherwise) from None
-    if "_" in token or not math.isfinite(value):
-        raise RowError(NO_NUMBER)
-    return value
-
-
-def read_label_file(path: Path, name: str, names: dict[int, str] | None, boxes: bool, report: ConversionReport
-                    ) -> list[SourceObject]:
+def read_label_file(path: Path, name: str, names: dict[int, str] | None, boxes: bool, ends: RowEnds,
+                    report: ConversionReport) -> list[SourceObject]:
     """The objects of one label file; `name` is how report and manifest call it. One row, one object."""
     objects, seen = [], set()
-    for number, line in enumerate(_lines(path), start=1):
+    for number, line in enumerate(read_lines(path), start=1):
         if not line.strip():
             continue
         report.take()
         source_id = f"{name}:{number}"
         try:
-            row = parse_label_row(line)
+            row = parse_label_row(line, ends)
             if row.class_id < 0 or (names is not None and row.class_id not in names):
                 raise RowError("class id that has no name")
             same = (row.class_id, row.is_box, row.polygon.tobytes())
@@ -398,16 +402,12 @@ def read_label_file(path: Path, name: str, names: dict[int, str] | None, boxes: 
         except RowError as error:
             report.skip(name, source_id, str(error), line.strip()[:60])
             continue
-        if row.has_confidence:
-            report.notes[CONFIDENCE] += 1
+        if row.extra:
+            report.notes[f"a row had more numbers than its outline, taken for {row.extra} and dropped"] += 1
         if not -OUT_OF_PHOTO <= min(row.polygon) <= max(row.polygon) <= 1 + OUT_OF_PHOTO:
             report.notes[CLIPPED] += 1
         objects.append(SourceObject(number, source_id, str(row.class_id), (row.polygon,), is_rectangle=row.is_box))
     return objects
-
-
-def _lines(path: Path) -> list[str]:
-    return path.read_text(encoding="utf-8-sig", errors="replace").splitlines()
 
 
 if __name__ == "__main__":

@@ -139,6 +139,11 @@ def add_num_workers(group: argparse._ActionsContainer, default: int) -> None:
                        help="number of worker processes; 0 does the work in the main process")
 
 
+def add_follow_links(group: argparse._ActionsContainer) -> None:
+    group.add_argument("--follow_links", action="store_true",
+                       help="also follow symbolic links that lead out of the data set's folder")
+
+
 def add_conversion(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of both converters."""
     out = parser.add_argument_group("output")
@@ -163,6 +168,7 @@ def add_conversion(parser: argparse.ArgumentParser) -> None:
                        help="cut huge photos into overlapping tiles with sides of this many pixels, kept whole as with "
                             "--no_crop; an object that fits into no tile is divided among several")
     run_group = parser.add_argument_group("run")
+    add_follow_links(run_group)
     add_num_workers(run_group, min(8, os.cpu_count() or 1))
     run_group.add_argument("--strict", action="store_true",
                            help="stop with an error at the first row or annotation that would be skipped")

@@ -30,6 +30,7 @@ from process_coco_dataset import CocoFile, get_args_parser, main, name_folder_sp
 from sam_lora import cli
 from sam_lora.data.conversion_report import ConversionReport
 from sam_lora.data.imaging import load_image, load_mask
+from sam_lora.data.links import LINK_OUT
 from sam_lora.data.listed_photos import split_named
 from sam_lora.errors import UserError
 
@@ -117,9 +118,9 @@ def test_missing_twin_and_outside_photos_are_skipped(tmp_path: Path, capsys: pyt
     manifest, skipped = run_coco_file(tmp_path, [annotation(i) for i in (*names, 99)],
                                  images=[image(i, name) for i, name in names.items()])
     assert manifest.source_image.tolist() == ["a.jpg", "x/twin.jpg"]
-    assert skipped == {"several photos have that file name": 1, "photo not found": 2, "photo cannot be read": 1,
-                       "image_id that no image has": 1}
-    assert "0 background, 2 missing, 2 unusable, 3 on disk but not used" in capsys.readouterr().out
+    assert skipped == {"several photos have that file name": 1, "photo not found": 1, LINK_OUT: 1,
+                       "photo cannot be read": 1, "image_id that no image has": 1}
+    assert "0 background, 1 missing, 3 unusable, 3 on disk but not used" in capsys.readouterr().out
 
 
 def test_most_photos_missing_is_an_error(tmp_path: Path):
@@ -324,7 +325,8 @@ def test_no_photo_outside_its_folder(tmp_path: Path, file_name: str):
     (tmp_path / "set" / "linked").symlink_to(tmp_path)
     name = file_name.format(tmp_path) if isinstance(file_name, str) else file_name
     manifest, skipped = run_coco_file(tmp_path, [annotation(1), annotation(2)], images=[image(1), image(2, name)])
-    assert skipped == {"photo not found": 1} and manifest.source_image.tolist() == ["a.jpg"]
+    reason = LINK_OUT if name in ("link.jpg", "linked/secret.jpg") else "photo not found"
+    assert skipped == {reason: 1} and manifest.source_image.tolist() == ["a.jpg"]
 
 
 @pytest.mark.parametrize(("make", "reason"), [

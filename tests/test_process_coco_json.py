@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from data_set_builder import SQUARE, annotation, run_coco, write_json
+from data_set_builder import SQUARE, annotation, run_coco, write_json, write_photo
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -53,6 +53,20 @@ def test_json_of_other_shapes(tmp_path: Path, text: str, said: str):
     with pytest.raises(UserError, match=said) as error:
         run_coco(tmp_path / "out", "--coco_json", tmp_path / "a.json")
     assert "\n" not in str(error.value) and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-le", "utf-32"])
+def test_json_in_unicode(tmp_path: Path, encoding: str):
+    write_photo(tmp_path / "a.jpg")
+    path = write_json(tmp_path / "a.json", [annotation()], categories=[{"id": 1, "name": "裂缝"}])
+    path.write_bytes(json.dumps(json.loads(path.read_text()), ensure_ascii=False).encode(encoding))
+    assert run_coco(tmp_path / "out", "--coco_json", path).class_name.tolist() == ["裂缝"]
+
+
+def test_json_in_an_older_encoding_is_refused(tmp_path: Path):
+    (tmp_path / "a.json").write_bytes('{"images": [], "categories": [{"id": 1, "name": "裂缝"}]}'.encode("gbk"))
+    with pytest.raises(UserError, match=r"a\.json: broken JSON \(not UTF-8: .*save it as UTF-8"):
+        run_coco(tmp_path / "out", "--coco_json", tmp_path / "a.json")
 
 
 json_values = st.recursive(

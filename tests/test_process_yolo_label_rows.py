@@ -71,6 +71,8 @@ def test_any_line_is_a_row_or_a_reason(line: str):
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1)), min_size=3, max_size=12, unique=True), st.integers(0, 99))
 def test_a_written_polygon_is_read_back(points: list, class_id: int):
+    centre = np.mean(points, axis=0)
+    points.sort(key=lambda point: np.arctan2(*(point - centre)))  # outlines do not cross themselves
     flat = [value for point in points for value in point]
     if len(set(flat[::2])) == 1 or len(set(flat[1::2])) == 1:
         return
@@ -118,6 +120,29 @@ def test_rules_of_label_rows(tmp_path: Path, capsys: pytest.CaptureFixture, rows
     assert len(manifest) == crops and skip_reasons(tmp_path / "out") == skipped
     notes = [line for line in capsys.readouterr().out.splitlines() if line.startswith("note")]
     assert note in "".join(notes) and bool(note) == bool(notes)
+
+
+PLAIN = "0.2 0.3 0.5 0.3 0.5 0.6 0.2 0.6"
+
+
+@pytest.mark.parametrize("row", [
+    pytest.param(f"0 {PLAIN} 0.87 1", id="confidence and track id 1 behind it"),
+    pytest.param(f"0 {PLAIN} 0.87 3", id="confidence and track id 3"),
+    pytest.param(f"0 1952 {PLAIN}", id="instance id before it, as in yolov5#11476"),
+    pytest.param(f"0 1 {PLAIN}", id="instance id 1"),
+    pytest.param(f"0 0 {PLAIN}", id="flag 0"),
+    pytest.param(f"0 0.35 0.45 0.3 0.3 {PLAIN}", id="its box before it"),
+    pytest.param(f"0 0.2 0.3 0.5 0.6 {PLAIN} 0.5", id="corners of its box before it, confidence behind it"),
+    pytest.param(f"0 12 {PLAIN} 0.87 40", id="instance id, confidence and track id"),
+])
+def test_extra_numbers_leave_area_and_crop(tmp_path: Path, capsys: pytest.CaptureFixture, row: str):
+    crops = []
+    for name, text in (("plain", f"0 {PLAIN}\n"), ("extra", f"{row}\n")):
+        add_photo(tmp_path / name, "images/a.jpg", "labels/a.txt", text)
+        manifest = run_yolo(tmp_path / name, tmp_path / f"{name}_out", "--class_names", "x")
+        crops.append(manifest[["crop_x0", "crop_y0", "crop_x1", "crop_y1", "mask_area"]].to_numpy().tolist())
+    assert crops[0] == crops[1] == [[13, 13, 43, 32, 360]]
+    assert "note: a row had more numbers than its outline, taken for " in capsys.readouterr().out
 
 
 def test_a_million_points_in_one_row(tmp_path: Path):

@@ -29,6 +29,7 @@ from data_set_builder import (
 from process_yolo_to_classwise import get_args_parser, main
 from sam_lora import cli
 from sam_lora.data.imaging import load_mask, write_png
+from sam_lora.data.links import LINK_OUT
 from sam_lora.errors import UserError
 
 ROOT = Path(__file__).parents[1]
@@ -113,7 +114,16 @@ def test_earlier_output_in_the_data_set_is_not_read_again(tmp_path: Path):
     pytest.param("names: {'2': z, '10': k, '0': x}", [], ["x", "z"], id="text keys"),
     pytest.param("nc: 3", [], ["class_0", "class_2"], id="count only"),
     pytest.param("train: images", [], ["class_0", "class_2"], id="no names, no count"),
-    pytest.param("names: [1, null, true]", [], ["1", "True"], id="names that are no text"),
+    pytest.param("names: [1, null, true]", [], ["1", "true"], id="names as they are written"),
+    pytest.param("names: [yes, no, off]", [], ["yes", "off"], id="yes and off are names"),
+    pytest.param("names: {0: on, 1: no, 2: off}", [], ["on", "off"], id="on and off in a dict"),
+    pytest.param("names: [010, 1_000, 12:30]", [], ["010", "12:30"], id="octal and sexagesimal numbers"),
+    pytest.param("names: [0.50, 1e3, 2001-99-99]", [], ["0.50", "2001-99-99"], id="fractions and dates"),
+    pytest.param("names:\n- 0x1F\n- y\n- +.inf\nnc: 3\ntest: null", [], ["0x1F", "+.inf"], id="hexadecimal, infinite"),
+    pytest.param("names:\n  0: ~\n  1:\n  2: 'no'\nkpt_shape: ~", [], ["~", "no"], id="a tilde, quotes, no keypoints"),
+    pytest.param("base: &b {0: a, 2: no}\nnames: {<<: *b, 1: c}", [], ["a", "no"], id="a merged mapping"),
+    pytest.param('names: [a, b, c]\npath: "C:\\Users\\me"', [], ["a", "c"], id="Windows path in double quotes"),
+    pytest.param("names: ~\nnc: 3", [], ["class_0", "class_2"], id="no names, as a tilde"),
     pytest.param("names: [x, y, z]", ["--class_names", "p", "q", "r"], ["p", "r"], id="--class_names goes first"),
     pytest.param("\ufeffnames: [ä, y, 图]", [], ["ä", "图"], id="byte order mark, other scripts"),
     pytest.param(None, ["--class_names", "p", "q", "r"], ["p", "r"], id="no yaml"),
@@ -125,6 +135,49 @@ def test_class_names(tmp_path: Path, yaml: str | None, flags: list[str], names: 
         (root / "data.yaml").write_text(yaml, encoding="utf-8")
     manifest = run_yolo(root, tmp_path / "out", *flags)
     assert manifest.class_name.astype(str).tolist() == names and manifest.class_id.tolist() == [0, 2]
+
+
+THREE_ROWS = "".join(f"{number} {POLYGON}\n" for number in range(3))
+
+
+@pytest.mark.parametrize(("encoding", "file", "text"), [
+    pytest.param("utf-16", "classes.txt", "crack\r\nspall\r\nrust\r\n", id="UTF-16, as PowerShell writes it"),
+    pytest.param("utf-16-be", "labels/classes.txt", "crack\nspall\nrust", id="UTF-16 without a byte order mark"),
+    pytest.param("utf-16-le", "classes.txt", "裂缝\n剥落\n露筋\n", id="UTF-16 of another script"),
+    pytest.param("utf-32", "classes.txt", "裂缝\n剥落\n露筋\n", id="UTF-32"),
+    pytest.param("utf-8-sig", "classes.txt", "裂缝\n剥落\n露筋\n", id="UTF-8 with a byte order mark"),
+    pytest.param("utf-16", "data.yaml", "names: [裂缝, 剥落, 露筋]\n", id="data.yaml in UTF-16"),
+])
+def test_class_lists_in_unicode(tmp_path: Path, encoding: str, file: str, text: str):
+    root = tmp_path / "set"
+    add_photo(root, "images/a.jpg", "labels/a.txt", THREE_ROWS)
+    (root / file).write_bytes(text.encode(encoding))
+    names = run_yolo(root, tmp_path / "out").class_name.tolist()
+    assert names == re.findall(r"[^\W\d_]+", text.removeprefix("names"))
+
+
+@pytest.mark.parametrize("file", ["classes.txt", "data.yaml"])
+@pytest.mark.parametrize(("encoding", "names"), [
+    ("gbk", ["剥落", "破损", "露筋"]), ("shift_jis", ["ひび", "剥離", "錆"]), ("big5", ["裂縫", "剝落", "鏽蝕"]),
+    ("cp949", ["균열", "박리", "녹"]), ("cp1251", ["трещина", "скол", "яма"]),
+    ("cp1252", ["fissure", "écaillage", "écrasé"]),
+])
+def test_class_lists_in_older_encodings_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture, encoding: str,
+                                                    names: list[str], file: str):
+    root = tmp_path / "set"
+    add_photo(root, "images/a.jpg", "labels/a.txt", THREE_ROWS)
+    text = f"names: [{', '.join(names)}]" if file == "data.yaml" else "\n".join(names)
+    (root / file).write_bytes(text.encode(encoding))
+    with pytest.raises(UserError, match=f"{file}: not UTF-8, .*save it as UTF-8"):
+        run_yolo(root, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_labels_in_utf_16(tmp_path: Path):
+    rows = "\r\n".join(THREE_ROWS.splitlines())
+    add_photo(tmp_path / "set", "images/a.jpg", "labels/a.txt", rows.encode("utf-16"))
+    add_photo(tmp_path / "set", "images/b.jpg", "labels/b.txt", rows.encode("utf-16-le"))
+    assert len(run_yolo(tmp_path / "set", tmp_path / "out", "--class_names", "x", "y", "z")) == 6
 
 
 def test_classes_txt_and_equal_names(tmp_path: Path, capsys: pytest.CaptureFixture):
@@ -218,7 +271,8 @@ def test_labels_without_a_photo_and_twin_photos_are_told(tmp_path: Path, capsys:
                  id="names with odd keys"),
     pytest.param(lambda root: (flat_set(root), (root / "data.yaml").write_text("names: []")), [], "names is empty",
                  id="no names"),
-    pytest.param(lambda root: (flat_set(root), (root / "data.yaml").write_bytes(b"names: [\xff]")), [], "broken YAML",
+    pytest.param(lambda root: (flat_set(root), (root / "data.yaml").write_bytes(b"names: [\xff]")), [],
+                 "data.yaml: not UTF-8.*save it as UTF-8",
                  id="yaml in another encoding"),
     pytest.param(lambda root: (flat_set(root), (root / "data.yaml").write_text("names: [!!python/object:os.system x]")),
                  [], "broken YAML", id="yaml that would run code"),
@@ -257,7 +311,7 @@ def test_a_data_set_cannot_reach_out_of_its_folder(tmp_path: Path):
     (root / "data.yaml").write_text(f"names: ['../../x']\ntrain: {tmp_path}/secret/images\nval: ../secret/images\n")
     manifest = run_yolo(root, tmp_path / "out")
     assert manifest[["source_image", "mask_path"]].to_numpy().tolist() == [["images/a.jpg", "Class_x/masks/a_0001.png"]]
-    assert skip_reasons(tmp_path / "out") == ["photo not found"]
+    assert skip_reasons(tmp_path / "out") == [LINK_OUT]
 
 
 @pytest.mark.skipif(os.name == "nt", reason="signals are POSIX")
@@ -328,7 +382,7 @@ def nearly_alike(root: Path) -> None:
 
 def other_photos(root: Path) -> None:
     add_photo(root, "images/a.jpg", "labels/a.txt")
-    for name in ("b.gif", "c.HEIC", "d.heic", "e"):
+    for name in ("b.mov", "c.HEIC", "d.heic", "e"):
         (root / "images" / name).write_bytes(b"x")
 
 
@@ -366,7 +420,7 @@ def pipe_and_folder(root: Path) -> None:
     pytest.param(upper_case, ["Train/Images/a.JPG"], "", id="upper-case folders and suffixes"),
     pytest.param(twice_a_suffix, ["images/a.jpg.jpg"], "", id="stem: all before the last dot"),
     pytest.param(nearly_alike, ["images/a.jpg"], "1 background", id="photos equal but for case"),
-    pytest.param(other_photos, ["images/a.jpg"], "not taken as photos: 1 without suffix, 1 .gif, 2 .heic",
+    pytest.param(other_photos, ["images/a.jpg"], "not taken as photos: 1 without suffix, 2 .heic, 1 .mov",
                  id="other suffixes are told"),
     pytest.param(missing_split, ["train/images/a.jpg"], "names a folder that is not here: val: ../valid/images",
                  id="a split that is not here is told"),
@@ -399,7 +453,7 @@ BOMB = "".join(f"{new}: &{new} [{','.join([f'*{old}'] * 9)}]\n" for old, new in 
     pytest.param(f"a: &a [x]\n{BOMB}names: [x]\ntrain: *i", "", id="a split that grows to gigabytes"),
     pytest.param("names: !!int ''", "broken YAML", id="a number of no digits"),
     pytest.param("names: !!timestamp x", "broken YAML", id="a date that is none"),
-    pytest.param("names: [2001-99-99]", "broken YAML", id="a month 99"),
+    pytest.param("names: [!!timestamp 2001-99-99]", "broken YAML", id="a month 99"),
     pytest.param("names: [0x" + "f" * 9000 + "]", "", id="a name of ten thousand digits"),
     pytest.param("names: [x]\nnc: 0x" + "f" * 9000, "nc is huge", id="a count of ten thousand digits"),
     pytest.param("names:\n  ? 0x" + "f" * 9000 + "\n  : x", "names has the key", id="an id of ten thousand digits"),

@@ -164,6 +164,8 @@ def convert_image(image: SourceImage, classes: Mapping[str, ObjectClass], settin
         pixels = imaging.load_image(image.path, image.upright, result.notes)
     except imaging.ImageError as error:
         result.skipped = [(item.source_id, PHOTO_UNREADABLE, error.reason) for item in image.objects]
+        if not image.objects:
+            result.doubts = [("photos without objects cannot be read", f"{image.name}: {error.reason}")]
         return result
     height, width = pixels.shape[:2]
     digest = hashlib.blake2b(image.path.read_bytes(), digest_size=16).hexdigest()

@@ -70,7 +70,8 @@ class ConversionReport:
         if self.total != self.crops + len(self.skipped):
             raise AssertionError(f"{self.total} {self.unit}, but {self.crops} crops + {len(self.skipped)} skipped")
         if self.crops == 0:
-            counted = "; ".join(f"{count} {reason}" for reason, count in self._reasons().most_common())
+            counted = "; ".join(f"{count} {reason}{self._why(reason)}"
+                                for reason, count in self._reasons().most_common())
             raise UserError(f"nothing to convert: {self.total} {self.unit}, no crop "
                             f"({counted or 'every photo is background'})")
 
@@ -83,7 +84,7 @@ class ConversionReport:
         """The summary, a line at a time."""
         yield f"{self.unit}: {self.total} = {self.crops} crops + {len(self.skipped)} skipped"
         for reason, count in sorted(self._reasons().items(), key=lambda item: (-item[1], item[0])):
-            yield f"  skipped {count}: {reason}"
+            yield f"  skipped {count}: {reason}{self._why(reason)}"
         if self.cut:
             yield (f"  {self.cut} of these crops were too large for a tile and became {self.pieces} pieces: "
                    f"{self.crops - self.cut + self.pieces} pairs of image and mask")
@@ -94,6 +95,12 @@ class ConversionReport:
             yield f"note: {printable(note)}" + (f" ({count} times)" if count > 1 else "")
         for text, (count, example) in self.doubts.items():
             yield f"note: {count} {text}, e.g. {example}"
+
+    def _why(self, reason: str) -> str:
+        """An example of why photos cannot be read: what kind of files they are tells what to do."""
+        details = (detail for _, _, known, detail in self.skipped if known == reason == PHOTO_UNREADABLE)
+        detail = next(details, "")
+        return f", e.g. {detail}" if detail else ""
 
     def _reasons(self) -> Counter:
         return Counter(reason for _, _, reason, _ in self.skipped)

@@ -3,6 +3,8 @@
 A file's content says what it is, not its suffix. Paths may hold any character.
 """
 
+import functools
+import importlib
 import os
 import struct
 import warnings
@@ -17,7 +19,11 @@ from PIL import Image, TiffImagePlugin
 from sam_lora.errors import UserError
 from sam_lora.files import atomic_path
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
+HEIC_SUFFIXES = (".heic", ".heif")   # which Pillow opens with a package of its own
+# of files that count as photos although nothing but their name says so; an annotation may name any other
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".bmp", ".dib", ".tif", ".tiff", ".webp", ".avif",
+                  *HEIC_SUFFIXES, ".gif", ".jp2", ".j2k", ".ppm", ".pgm", ".pbm", ".pnm", ".tga")
+YOLO_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")   # those that every YOLO tool reads
 EXIF_ORIENTATION = 274
 FIRST_PAGE = "a photo had several pages or frames; the first was used"
 ON_WHITE = "a photo had transparent pixels; they became white"
@@ -165,9 +171,23 @@ def image_size(path: str | Path, upright: bool = True) -> tuple[int, int]:
     return (height, width) if sideways else (width, height)
 
 
+@functools.cache
+def heic_opens() -> bool:
+    """Can Pillow open HEIC here? It can where the package pillow-heif, or its reading half, is installed."""
+    for name in ("pillow_heif", "pi_heif"):
+        try:
+            importlib.import_module(name).register_heif_opener()
+        except ImportError:
+            continue
+        return True
+    return False
+
+
 @contextmanager
 def _opened(path: str | Path):
     """Image.open whose every failure, while decoding too, is an ImageError."""
+    if Path(path).suffix.lower() in HEIC_SUFFIXES:
+        heic_opens()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # damaged metadata, very large images: not the user's concern
@@ -180,8 +200,7 @@ def _opened(path: str | Path):
     except PermissionError as error:
         raise ImageError(path, "no permission to read it") from error
     except Image.UnidentifiedImageError as error:
-        empty = Path(path).stat().st_size == 0
-        raise ImageError(path, "empty file" if empty else "not an image that can be read") from error
+        raise ImageError(path, _unknown_kind(path)) from error
     except Image.DecompressionBombError as error:
         raise ImageError(path, f"more than {MAX_PIXELS // 10**6} megapixels; cut it into several files") from error
     except (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, OverflowError, struct.error,
@@ -198,6 +217,20 @@ def _at_most(pixels: int):
         yield
     finally:
         Image.MAX_IMAGE_PIXELS = before
+
+
+def _unknown_kind(path: str | Path) -> str:
+    """What a file is that Pillow does not know."""
+    with Path(path).open("rb") as file:
+        start = file.read(64)
+    if start[4:8] == b"ftyp":
+        if start[8:12] in (b"avif", b"avis"):
+            return "AVIF, which Pillow opens from 11.3 on; update it, or convert the photo"
+        if start[8:12] in (b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1"):
+            return "HEIC, which Pillow opens only with the package pillow-heif; install it, or convert the photo"
+    if start.startswith(b"version https://git-lfs"):
+        return "only a pointer of Git LFS, not the photo; fetch it with git lfs pull"
+    return "not an image that can be read" if start else "empty file"
 
 
 def _orientation(image: Image.Image) -> int:

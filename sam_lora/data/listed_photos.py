@@ -15,6 +15,7 @@ from pathlib import Path, PurePosixPath
 from urllib.parse import parse_qsl, unquote
 
 from sam_lora.data.conversion_report import PHOTO_MISSING, PHOTO_UNREADABLE
+from sam_lora.data.links import LINK_OUT, Links
 from sam_lora.data.names import normalise_split, printable
 from sam_lora.data.segmentation import is_number
 from sam_lora.data.sources import source_files
@@ -45,9 +46,19 @@ class PhotoError(ValueError):
 class PhotoFolder:
     """The photos below one folder."""
 
-    def __init__(self, folder: Path, output_dir: Path, notes: Counter):
+    def __init__(self, folder: Path, output_dir: Path, notes: Counter, follow_links: bool = False,
+                 data_set: Path | None = None):
+        """`data_set`: the folder above that links may lead to; None: they have to stay below `folder`."""
         self.folder, self.root = folder, folder.resolve()
-        self.files = source_files(folder, output_dir, notes=notes)
+        self.links = Links(folder, None if follow_links else (data_set or folder).resolve())
+        listed = source_files(folder, output_dir, links=self.links)
+        self.links.note(notes)
+        # files of other kinds only if an entry names them: what Pillow can open counts
+        self.others = {*listed.others}
+        # links that were not followed are found, too: so that no other photo of that name is taken instead
+        folders = {link for link in self.links.refused if (folder / link).is_dir()}
+        self.files = sorted({*listed.named, *self.others, *(self.links.refused.keys() - folders)})
+        self.behind_links = {*_plain(link.name for link in folders)}
         self.known = set(self.files)
         self.above = _plain(self.root.parts)
 
@@ -90,7 +101,7 @@ class _Match:
 def find_photos(entries: Sequence[Entry], notes: Counter) -> list[PurePosixPath | PhotoError]:
     """For each entry the path of its photo below its folder, or why it has none.
 
-    The reason is PHOTO_MISSING, with `nowhere` set where no file has that base name, or SEVERAL_PHOTOS.
+    The reason is PHOTO_MISSING, with `nowhere` set where no file has that base name, LINK_OUT or SEVERAL_PHOTOS.
     """
     several = SEVERAL_PHOTOS if len({entry.source for entry in entries}) < 2 else SEVERAL_PHOTOS_AND_FILES
     found: list[_Match | PhotoError] = []
@@ -112,12 +123,19 @@ def _match(entry: Entry, several: str) -> _Match:
     folder = entry.folder
     for name in _spellings(entry.name):
         path = PurePosixPath(name.replace("\\", "/"))
+        if folder.links.refuses(path):
+            raise PhotoError(LINK_OUT, _shown(entry.name))
         if path in folder.known:
             return _Match(_same_name_in_split(path, entry), entry.source, (), _Match.EXACT)
         parts = _plain(part for part in path.parts if part not in ("/", "..", "."))
         candidates = folder.by_end.get(parts[-2:]) or folder.by_end.get(parts[-1:])
         if candidates:
-            return _best(candidates, parts, entry, several)
+            match = _best(candidates, parts, entry, several)
+            if folder.links.refuses(match.path) or (match.diverges and not folder.behind_links.isdisjoint(parts[:-1])):
+                raise PhotoError(LINK_OUT, _shown(entry.name))
+            return match
+        if not folder.behind_links.isdisjoint(parts[:-1]):
+            raise PhotoError(LINK_OUT, _shown(entry.name))
     raise PhotoError(PHOTO_MISSING, _shown(entry.name), nowhere=True)
 
 
@@ -141,7 +159,7 @@ def _best(candidates: Sequence[PurePosixPath], parts: Parts, entry: Entry, sever
         matches.append(_Match(path, entry.source, parts, strength, common < min(len(parts), len(below))))
     strongest = max(match.strength for match in matches)
     best = [match for match in matches if match.strength == strongest]
-    if len(best) > 1:
+    if len(best) > 1 and len({(entry.folder.folder / match.path).resolve() for match in best}) > 1:
         places = ", ".join(str(match.path) for match in best[:3])
         raise PhotoError(several, f"{_shown(entry.name)}: {places}")
     return best[0]

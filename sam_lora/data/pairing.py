@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from sam_lora import contracts
 from sam_lora.data.imaging import IMAGE_SUFFIXES
+from sam_lora.data.links import Links
 from sam_lora.data.manifest import Manifest, ManifestRow, read_manifest
 from sam_lora.data.names import photo_stem, printable
 from sam_lora.errors import UserError
@@ -17,6 +18,7 @@ from sam_lora.tables import read_table
 
 CONVERTERS = contracts.MADE_BY["class folders"]
 NEEDED_COLUMNS = ("image_path", "mask_path", "class_id", "class_name", "source_image", "source_split")
+LINK_NOT_FOLLOWED = "a link that leads out of the data set's folder (--follow_links takes it)"
 SHOWN = 5                                     # entries named in an error
 
 ClassOfFolder = Callable[[str], tuple[str | None, str]]
@@ -52,19 +54,22 @@ class _Files(NamedTuple):
     masks: list[str]
 
 
-def read_class_folders(dataset_dir: str | Path, class_of_folder: ClassOfFolder) -> ClassFolders:
+def read_class_folders(dataset_dir: str | Path, class_of_folder: ClassOfFolder, follow_links: bool = True
+                       ) -> ClassFolders:
     """Pair the images and masks of every class folder, sorted by path.
 
     `class_of_folder`: what follows `Class_` in a folder's name -> (class id, class name), used where the manifest does
-    not know the folder; an id of None becomes the folder's position in sort order. Raises UserError.
+    not know the folder; an id of None becomes the folder's position in sort order. `follow_links` off: links that lead
+    out of `dataset_dir` are skipped, if they are files, else refused. Raises UserError.
     """
     root = Path(dataset_dir)
-    folders = _class_folders(root)
+    links = Links.below(root, follow_links)
+    folders = _class_folders(links)
     manifest = read_manifest(root, NEEDED_COLUMNS)
     classes = _classes(folders, manifest, class_of_folder)
     skipped: list[Skipped] = []
-    files = {folder.name: _Files(_list(folder / contracts.IMAGES_FOLDER, skipped),
-                                 _list(folder / contracts.MASKS_FOLDER, skipped)) for folder in folders}
+    files = {folder.name: _Files(_list(folder / contracts.IMAGES_FOLDER, links, skipped),
+                                 _list(folder / contracts.MASKS_FOLDER, links, skipped)) for folder in folders}
     images = {_image_path(name, image) for name, listed in files.items() for image in listed.images}
     pairs, used = [], set()
     for mask_path, image_path, row in _candidates(files, manifest):
@@ -77,7 +82,7 @@ def read_class_folders(dataset_dir: str | Path, class_of_folder: ClassOfFolder) 
                           *_photo_of(image_path, mask_path, row, manifest)))
     skipped += [Skipped((root / path).as_posix(), "image without a mask") for path in images - used]
     class_names = sorted({name for _, name in classes.values()} | {row.class_name for row in manifest.rows})
-    notes = []
+    notes = [links.refusal()] if links.refused else []
     if not manifest.rows:
         notes.append(f"no {root / contracts.MANIFEST_FILE}: classes go by folder name and photos by file name, where "
                      f"<photo>_0003 is an object of <photo>: {len({pair.source_image for pair in pairs})} photos")
@@ -104,14 +109,17 @@ def is_within(root: Path, text: str) -> bool:
         return False
 
 
-def _class_folders(root: Path) -> list[Path]:
-    """The class folders in `root`, sorted. Raises UserError where there are none."""
+def _class_folders(links: Links) -> list[Path]:
+    """The class folders, sorted. Raises UserError where there are none, or one is a link that is not followed."""
+    root = links.root
     if not root.is_dir():
         problem = "is a file, expected the folder of the class folders" if root.exists() else "no such folder"
         raise UserError(f"{root}: {problem}; make it with {CONVERTERS}")
     folders = sorted((entry for entry in root.iterdir()
-                      if entry.is_dir() and entry.name.startswith(contracts.CLASS_FOLDER_PREFIX)),
+                      if entry.name.startswith(contracts.CLASS_FOLDER_PREFIX) and links.takes_folder(entry)),
                      key=lambda folder: folder.name)
+    if links.refused:
+        raise UserError(links.refusal())
     if not folders:
         entries = sorted(entry.name for entry in root.iterdir())
         named = ", ".join(entries[:SHOWN]) + (" …" if len(entries) > SHOWN else "")
@@ -130,12 +138,20 @@ def _classes(folders: Sequence[Path], manifest: Manifest, class_of_folder: Class
     return classes
 
 
-def _list(folder: Path, skipped: list[Skipped]) -> list[str]:
-    """Names of the image files in `folder`, sorted; a folder that is not there has none. Others go to `skipped`."""
-    if not folder.is_dir():
+def _list(folder: Path, links: Links, skipped: list[Skipped]) -> list[str]:
+    """Names of the image files in `folder`, sorted; a folder that is not there has none. Others go to `skipped`.
+
+    Raises UserError for a folder that is a link that is not followed.
+    """
+    if not links.takes_folder(folder):
+        if folder.is_dir():
+            raise UserError(links.refusal())
         return []
     images = []
     for path in sorted(entry for entry in folder.iterdir() if entry.is_file() and not entry.name.startswith(".")):
+        if path.is_symlink() and not links.takes(path):
+            skipped.append(Skipped(printable(path.as_posix()), LINK_NOT_FOLLOWED))
+            continue
         text = path.as_posix()
         if printable(text) != text:
             skipped.append(Skipped(printable(text), "file name is not UTF-8, as a table must be"))

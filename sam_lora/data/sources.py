@@ -1,12 +1,12 @@
 """What a data set holds, as its format's parser hands it to `class_folders`: photos, their objects, their classes."""
 
-import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from sam_lora import contracts
+from sam_lora.data.links import Links
 from sam_lora.data.names import printable
 
 TEXT_SUFFIXES = {".txt", ".json", ".yaml", ".yml", ".md", ".csv", ".xml", ".cache", ".py"}  # not worth a note
@@ -57,32 +57,41 @@ class SourceImage:
     complete: bool = False
 
 
-def source_files(root: Path, output_dir: Path, more_suffixes: Sequence[str] = (), notes: Counter | None = None
-                 ) -> list[PurePosixPath]:
-    """Image files, and those with one of `more_suffixes`, below `root`: relative to it, sorted, suffixes in any case.
+@dataclass(frozen=True)
+class SourceFiles:
+    """Below a folder and relative to it, sorted: `named`, with a suffix that was asked for, and `others`."""
+    named: list[PurePosixPath]
+    others: list[PurePosixPath]
 
-    Left out: hidden files, class folders made earlier, pipes and the like, and links that lead out of `root`. Suffixes
-    that are not an image's (.gif, .heic) are counted in `notes`.
+
+def source_files(root: Path, output_dir: Path, more_suffixes: Sequence[str] = (), links: Links | None = None
+                 ) -> SourceFiles:
+    """Image files, and those with one of `more_suffixes`, below `root`; suffixes in any case.
+
+    Left out: hidden files, class folders made earlier, pipes and the like, and links that lead out of `root`, unless
+    `links` takes them. Other files may be photos too, if an annotation names them.
     """
-    from sam_lora.data.imaging import IMAGE_SUFFIXES
-    suffixes = {*IMAGE_SUFFIXES, *more_suffixes}
-    found, others = [], Counter()
-    inside, output = root.resolve(), output_dir.resolve()
-    for folder, subfolders, files in os.walk(root):
-        here = Path(folder)
+    from sam_lora.data import imaging
+    suffixes = {*imaging.IMAGE_SUFFIXES, *more_suffixes}
+    if not imaging.heic_opens():
+        suffixes.difference_update(imaging.HEIC_SUFFIXES)
+    named, others = [], []
+    output, links = output_dir.resolve(), links or Links.below(root)
+    for here, subfolders, files in links.walk():
         subfolders[:] = [name for name in subfolders if not name.startswith(".")
                          and (here / name).resolve() != output
                          and not (here / name / contracts.MANIFEST_FILE).is_file()]
         for name in files:
             path = here / name
             suffix = path.suffix.lower()
-            if name.startswith(".") or suffix in TEXT_SUFFIXES - suffixes:
-                continue
-            if suffix not in suffixes:
-                others[printable(suffix)] += 1
-            elif path.is_file() and (not path.is_symlink() or path.resolve().is_relative_to(inside)):
-                found.append(PurePosixPath(path.relative_to(root).as_posix()))
-    if others and notes is not None:
-        kinds = ", ".join(f"{count} {suffix or 'without suffix'}" for suffix, count in sorted(others.items()))
+            if not name.startswith(".") and suffix not in TEXT_SUFFIXES - suffixes and links.takes(path):
+                (named if suffix in suffixes else others).append(PurePosixPath(path.relative_to(root).as_posix()))
+    return SourceFiles(sorted(named), sorted(others))
+
+
+def note_others(root: Path, others: Iterable[PurePosixPath], notes: Counter) -> None:
+    """A note that counts files which are no photos, by their suffixes."""
+    count = Counter(printable(path.suffix.lower()) for path in others)
+    if count:
+        kinds = ", ".join(f"{number} {suffix or 'without suffix'}" for suffix, number in sorted(count.items()))
         notes[f"{root}: files not taken as photos: {kinds[:200]}"] += 1
-    return sorted(found)

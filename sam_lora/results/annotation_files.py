@@ -86,7 +86,7 @@ def write_yolo(table: PromptTable, annotated: Sequence[AnnotatedMask], folder: P
 
     def write(image_name: str) -> None:
         (source, stem), rows = table.files[image_name], table.rows_of[image_name]
-        suffix = source.suffix if source.suffix.lower() in imaging.IMAGE_SUFFIXES else ".png"
+        suffix = source.suffix if source.suffix.lower() in imaging.YOLO_SUFFIXES else ".png"
         image, label = folder / contracts.IMAGES_FOLDER / f"{stem}{suffix}", folder / "labels" / f"{stem}.txt"
         for path in (image, label):
             path.parent.mkdir(parents=True, exist_ok=True)

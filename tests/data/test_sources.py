@@ -11,6 +11,6 @@ def test_source_files_leave_out_what_is_no_source(tmp_path: Path):
     (tmp_path / "secret.png").write_bytes(b"")
     (tmp_path / "in" / "link.png").symlink_to(tmp_path / "secret.png")
     (tmp_path / "in" / "inside.png").symlink_to(tmp_path / "in" / "a.JPG")
-    found = source_files(tmp_path / "in", tmp_path / "in" / "out")
+    found = source_files(tmp_path / "in", tmp_path / "in" / "out").named
     assert found == [PurePosixPath(name) for name in ("a.JPG", "inside.png", "sub/b.png")]
-    assert PurePosixPath("labels/a.txt") in source_files(tmp_path / "in", tmp_path, (".txt",))
+    assert PurePosixPath("labels/a.txt") in source_files(tmp_path / "in", tmp_path, (".txt",)).named

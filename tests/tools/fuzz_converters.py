@@ -14,6 +14,7 @@ The same seed gives the same cases. One case again: --first 1234 --count 1 --kee
 import argparse
 import copy
 import csv
+import functools
 import io
 import json
 import os
@@ -33,6 +34,7 @@ from urllib.parse import unquote
 
 import cv2
 import numpy as np
+import tifffile
 from PIL import Image
 from pycocotools import mask as coco_mask
 
@@ -203,6 +205,9 @@ def photos() -> dict[str, bytes]:
         "deep tif": (Image.fromarray(pixels[..., 0].astype(np.uint16)), "TIFF", {}),
         "float tif": (Image.fromarray(pixels[..., 0].astype(np.float32)), "TIFF", {}), "webp": (whole, "WEBP", {}),
         "gif": (whole, "GIF", {"save_all": True, "append_images": [whole.rotate(9)]}), "ppm": (whole, "PPM", {}),
+        "avif": (whole, "AVIF", {}), "clear": (Image.new("RGBA", (WIDTH, HEIGHT)), "PNG", {}),
+        "alpha": (Image.merge("RGBA", [*whole.split(), whole.split()[0]]), "PNG", {}),
+        "infrared": (Image.merge("RGBA", [*whole.split(), whole.split()[0]]), "TIFF", {}),
         "animated": (whole, "WEBP", {"save_all": True, "append_images": [whole.rotate(9)]}), "ico": (whole, "ICO", {}),
         "small": (whole.resize((9, 5)), "PNG", {}), "wide": (whole.resize((80, 24)), "PNG", {}),
         "double": (whole.resize((80, 48)), "PNG", {})}
@@ -213,6 +218,11 @@ def photos() -> dict[str, bytes]:
         found[name] = stream.getvalue()
     for name, array in (("deep colour", pixels.astype(np.uint16) * 99), ("float colour", pixels.astype(np.float32))):
         found[name] = cv2.imencode(".png" if name == "deep colour" else ".tiff", array)[1].tobytes()
+    for name, count, kind in (("five bands", 5, np.uint8), ("eight bands", 8, np.uint16)):
+        stream = io.BytesIO()
+        tifffile.imwrite(stream, np.dstack([pixels] * 3)[..., :count].astype(kind), photometric="minisblack",
+                         planarconfig="contig")
+        found[name] = stream.getvalue()
     bomb = bytearray(found["png"])
     bomb[16:24] = (60000).to_bytes(4, "big") * 2
     return {**found, "bomb": bytes(bomb), "empty": b"", "html": b"<html>not found</html>"}
@@ -236,6 +246,68 @@ def yolo_set(folder: Path, kinds: list[bytes]) -> list[Path]:
     (folder / "valid/labels/a.txt").write_text("2 0.3 0.3 0.9 0.3 0.6 0.9\n")
     (folder / "data.yaml").write_text(json.dumps(YAML))
     return sorted(folder.rglob("labels/*.txt"))
+
+
+SUFFIXES = [".jpg", ".jpg", ".JPG", ".jfif", ".Jpe", ".MPO", ".avif", ".heic", ".raw", ""]   # of JPEGs
+ENCODINGS = ["utf-8", "utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "gbk"]
+ODD_NAMES = ["yes", "no", "off", "Null", "~", "010", "1_000", "12:30", "1e3", "0x1F", "2001-99-99", "裂缝", "剥落",
+             "crack"]
+
+
+def varied_yolo(labels: list[Path], random: np.random.Generator) -> list[str]:
+    """The same set as other tools write it: numbers beside outlines, other names, encodings, suffixes, links.
+
+    Returns the class names.
+    """
+    kind = int(random.integers(6))
+    encoding = ENCODINGS[random.integers(len(ENCODINGS))]
+    names = [ODD_NAMES[random.integers(len(ODD_NAMES))] for _ in range(3)]
+    data = labels[0].parents[2]
+    if random.random() < 0.5:
+        (data / "data.yaml").write_bytes(f"names: [{', '.join(names)}]\n".encode(encoding))
+    else:
+        (data / "data.yaml").unlink()
+        (data / "classes.txt").write_bytes("\n".join(names).encode(encoding))
+    for path in labels:
+        rows = [row.split() for row in path.read_text().splitlines()]
+        text = "".join(" ".join(with_extra_numbers(row, kind, random)) + "\n" for row in rows)
+        path.write_bytes(text.encode(encoding if encoding.startswith("utf") else "utf-8"))
+    for photo in sorted(data.rglob("images/*.jpg")):
+        photo.rename(photo.with_suffix(SUFFIXES[random.integers(len(SUFFIXES))]))
+    link_some(data, random)
+    return names
+
+
+def link_some(data: Path, random: np.random.Generator) -> None:
+    """Put folders or files of a set elsewhere below it and leave links in their places, or add links in circles."""
+    match random.integers(6):
+        case 0:
+            name = ["train/images", "train/labels", "valid/images", "valid"][random.integers(4)]
+            (data / "store").mkdir()
+            (data / name).rename(data / "store" / Path(name).name)
+            (data / name).symlink_to(data / "store" / Path(name).name)
+        case 1:
+            files = sorted(path for path in data.rglob("*") if path.is_file())
+            (data / "blobs").mkdir()
+            for number, path in enumerate(files):
+                path.rename(data / "blobs" / str(number))
+                path.symlink_to(os.path.relpath(data / "blobs" / str(number), path.parent))
+        case 2:
+            for name in ("train/up", "valid/images/again", "train/labels/x"):
+                (data / name).symlink_to(["..", ".", "../../valid", "/dev", str(data)][random.integers(5)])
+
+
+def with_extra_numbers(row: list[str], kind: int, random: np.random.Generator) -> list[str]:
+    """A row with what models, trackers and labelling tools add to it; as it is where it has that, or is a box."""
+    if len(row) % 2 == 0 or len(row) < 7:
+        return row
+    xs, ys = (list(map(float, row[start::2])) for start in (1, 2))
+    box = [f"{number:.5f}" for number in (sum((min(xs), max(xs))) / 2, sum((min(ys), max(ys))) / 2, max(xs) - min(xs),
+                                          max(ys) - min(ys))]
+    confidence, number = f"{random.uniform(0.25, 0.99):.3g}", str(random.integers(2, 2000))
+    before, behind = [([], [confidence]), ([], [number]), ([], [confidence, number]), ([number], []), (box, []),
+                      ([number], [confidence])][kind]
+    return [row[0], *before, *row[1:], *behind]
 
 
 YAML = {"train": "../train/images", "val": "C:\\x\\valid\\images", "nc": 3, "names": ["crack", "a/b", "Crack"]}
@@ -359,8 +431,8 @@ def flags_of(random: np.random.Generator, coco: bool) -> list[str]:
 def damage_of(number: int, seed: int) -> str:
     """What a case damages."""
     random = np.random.default_rng([seed, number, 1])
-    return ["YOLO rows", "data.yaml", "COCO JSON", "COCO variants", "photos"][
-        random.choice(5, p=[0.25, 0.15, 0.25, 0.2, 0.15])]
+    return ["YOLO rows", "YOLO variants", "data.yaml", "COCO JSON", "COCO variants", "photos"][
+        random.choice(6, p=[0.2, 0.15, 0.1, 0.2, 0.2, 0.15])]
 
 
 def run_case(number: int, seed: int, folder: Path, known: dict[str, bytes]) -> str:
@@ -371,9 +443,9 @@ def run_case(number: int, seed: int, folder: Path, known: dict[str, bytes]) -> s
     secret.write_bytes(known["jpg"])
     here = folder / "here"
     here.mkdir()
-    names = list(known)
-    kinds = [known["jpg"] if random.random() < 0.8 else known[names[random.integers(len(names))]] for _ in range(3)]
-    what = damage_of(number, seed)
+    names, what = list(known), damage_of(number, seed)
+    kinds = [known["jpg"] if random.random() < 0.8 or what == "YOLO variants"
+             else known[names[random.integers(len(names))]] for _ in range(3)]
     coco = what.startswith("COCO") or (what == "photos" and random.random() < 0.5)
     bytewise = random.random() < 0.35
     if coco:
@@ -401,6 +473,8 @@ def run_case(number: int, seed: int, folder: Path, known: dict[str, bytes]) -> s
             path = data / "data.yaml"
             path.write_bytes(mutated_bytes(path.read_bytes(), random) if bytewise
                              else mutated_yaml(YAML, random, str(folder / "escaped.png")))
+        elif what == "YOLO variants":
+            class_names = varied_yolo(labels, random)
         script, argv = process_yolo_to_classwise, ["--dataset_dir", str(data)]
     if what == "photos":
         break_photos(sorted(data.rglob("*.jpg")), known, random, secret)
@@ -412,7 +486,25 @@ def run_case(number: int, seed: int, folder: Path, known: dict[str, bytes]) -> s
     outcome = judge(code, printed, error, out, data, "--dry_run" in argv, coco)
     if what == "COCO variants" and code == 0 and out.exists():
         judge_photos(out, data)
+    if what == "YOLO variants" and code == 0 and out.exists():
+        areas = plain_areas(known["jpg"])
+        for row in read_csv(out / "instances.csv"):
+            assert row["class_name"] in class_names, f"{row['class_name']!r} is not among {class_names}"
+            area = areas[row["source_id"]]
+            assert int(row["mask_area"]) == area, f"{row['source_id']}: {row['mask_area']} pixels, plain {area}"
     return outcome
+
+
+@functools.cache
+def plain_areas(photo: bytes) -> dict[str, int]:
+    """{source_id: mask area} of the set that nobody has changed, boxes among them."""
+    with tempfile.TemporaryDirectory() as folder:
+        yolo_set(Path(folder) / "set", [photo] * 3)
+        code, _, error = call(process_yolo_to_classwise, [
+            "--dataset_dir", f"{folder}/set", "--output_dir", f"{folder}/out", "--num_workers", "0", "--min_size", "1",
+            "--boxes", "rectangle"])
+        assert code == 0, error
+        return {row["source_id"]: int(row["mask_area"]) for row in read_csv(Path(folder) / "out" / "instances.csv")}
 
 
 def call(script, argv: list[str]) -> tuple[int, str, str]:
@@ -459,8 +551,8 @@ def judge(code: int, printed: str, error: str, out: Path, data: Path, dry_run: b
         assert not out.exists(), "an error left an output folder"
         assert not coco or ("broken JSON" in error) == (rows is None), f"JSON that json.loads judges otherwise: {error}"
         known = [kind for kind in ("broken JSON", "broken YAML", "nothing to convert", "no list of", "found a list",
-                                   "--strict is on", "photos are not in", "names", "no photo found", "found a",
-                                   "not one label file", "pose data set") if kind in error]
+                                   "--strict is on", "photos are not in", "not UTF-8", "out of it", "names",
+                                   "no photo found", "found a", "not one label file", "pose data set") if kind in error]
         return f"error: {known[0]}" if known else f"error: {error.split(': error: ')[1][:90].strip()}"
     assert rows is not None, "json.loads refuses this file"
     total, crops, skipped = map(int, re.match(r"[\w ]+: (\d+) = (\d+) crops \+ (\d+) skipped", printed).groups())
@@ -472,11 +564,11 @@ def judge(code: int, printed: str, error: str, out: Path, data: Path, dry_run: b
     manifest, report = read_csv(out / "instances.csv"), read_csv(out / "conversion_report.csv")
     assert len(report) == skipped, f"{len(report)} rows in the report, {skipped} skipped"
     assert len(manifest) == (int(pairs[1]) if pairs else crops), f"{len(manifest)} rows in the manifest, {crops} crops"
-    listed = {row[key] for row in manifest for key in ("image_path", "mask_path")}
-    files = {path.relative_to(out).as_posix() for path in out.rglob("*") if not path.is_dir()}
-    if (out / "background.csv").is_file():
+    listed = {row[key] for row in manifest for key in ("image_path", "mask_path")} | TABLES
+    if (out / "background.csv").exists():
         listed |= {"background.csv", *(row["image_path"] for row in read_csv(out / "background.csv"))}
-    assert files == listed | TABLES, f"files and manifest differ: {files ^ (listed | TABLES)}"
+    files = {path.relative_to(out).as_posix() for path in out.rglob("*") if not path.is_dir()}
+    assert files == listed, f"files and manifest differ: {files ^ listed}"
     assert len({row["mask_path"].casefold() for row in manifest}) == len(manifest), "two objects share a mask file"
     for row in manifest:
         image, mask = cv2.imread(str(out / row["image_path"])), cv2.imread(str(out / row["mask_path"]), -1)
@@ -493,8 +585,16 @@ def read_csv(path: Path) -> list[dict]:
 
 
 def label_rows(data: Path) -> int:
-    return sum(bool(line.strip()) for path in data.rglob("labels/*.txt")
-               for line in path.read_text(encoding="utf-8-sig", errors="replace").splitlines())
+    return sum(bool(line.strip()) for path in {path.resolve() for path in data.rglob("labels/*.txt")}
+               for line in label_text(path.read_bytes()).splitlines())
+
+
+def label_text(data: bytes) -> str:
+    """Digits and blanks: in UTF-16 every second byte is zero."""
+    zeros = data[::2].count(0), data[1::2].count(0)
+    if sum(zeros) * 4 < len(data) or data.startswith(b"\xef\xbb\xbf"):
+        return data.decode("utf-8-sig", errors="replace")
+    return data.decode("utf-16-be" if zeros[0] else "utf-16-le", errors="replace").removeprefix("\ufeff")
 
 
 def judge_photos(out: Path, data: Path) -> None:
