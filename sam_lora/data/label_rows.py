@@ -26,7 +26,7 @@ AT_EDGE = 0.99                   # an outline that runs along the photo's lower 
 CLEARLY = 2.0                    # so many times as far, or as compact: then it is no chance
 LIKELY = 1.5                     # likewise where the row is only refused
 CLEARLY_BOTH = 4.0               # numbers on both sides are rare
-MOST = 0.6                       # of a data set's rows
+MOST, FEWEST = 0.75, 5           # of a data set's rows, and how many: then they say something
 
 CONFIDENCE, ID, CONFIDENCE_AND_ID = "a confidence", "an id", "a confidence and an id"
 NUMBER_FIRST, BOX_FIRST = "a number before the outline", "a box before the outline"
@@ -72,14 +72,15 @@ class RowEnds:
 
     @functools.cached_property
     def first_is_extra(self) -> bool | None:
-        """Of rows with a number too many, is it the first in most? None where that is unclear."""
+        """Of rows with a number too many and none whole, is it the first in most? None where that is unclear."""
         first = rows = 0
         for tokens in self._tokens():
-            if len(tokens) % 2 == 0:
-                from_first, from_last = _distances([_value(tokens[place]) for place in (1, 3, -3, -1)])
+            numbers = [_value(tokens[place]) for place in (1, 3, -3, -1)]
+            if len(tokens) % 2 == 0 and not any(map(float.is_integer, numbers)):
+                from_first, from_last = _distances(numbers)
                 first += from_first > from_last
                 rows += 1
-        return None if rows < 3 or 1 - MOST <= first / rows <= MOST else first > MOST * rows
+        return None if rows < FEWEST or 1 - MOST <= first / rows <= MOST else first > MOST * rows
 
     @functools.cached_property
     def begin_with_id(self) -> bool | None:
@@ -283,17 +284,15 @@ def _first_is_extra(numbers: array, ends: RowEnds) -> bool:
     """Of an odd count of numbers that could all be coordinates: the first, or else the last? Raises RowError."""
     from_first, from_last = _distances((numbers[0], numbers[2], numbers[-3], numbers[-1]))
     if not numbers[0].is_integer():  # confidences behind outlines are common, before them nearly unknown
-        if from_first > from_last and ends.first_is_extra:
-            return True
-        if from_first > CLEARLY * from_last and ends.first_is_extra is None:
+        clearly = len(numbers) > 7 and from_first > CLEARLY * from_last  # of triangles that says little
+        if from_first > from_last and (ends.first_is_extra or (clearly and ends.first_is_extra is None)):
             raise RowError(UNCLEAR)
         return False
     if from_first > CLEARLY * from_last or from_last > CLEARLY * from_first:
         return from_first > from_last
-    known = ends.begin_with_id if ends.first_is_extra is None else ends.first_is_extra
-    if known is None:
+    if ends.begin_with_id is None:
         raise RowError(UNCLEAR)
-    return known
+    return ends.begin_with_id
 
 
 def _distances(numbers: Sequence[float]) -> tuple[float, float]:

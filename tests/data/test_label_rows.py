@@ -111,13 +111,25 @@ def test_alone_it_is_refused():
         parse_label_row(TIP, RowEnds(lambda: [TIP]))
 
 
-def test_other_rows_tell_confidence_first_and_id_0():
-    first = [f"0 0.87 {OUTLINE}", f"0 0.7 {CRACK}", "0 0.7 0.1 0.1 0.3 0.1 0.2 0.2"]
-    for row in first:
-        assert parse_label_row(row, RowEnds(lambda: first)).extra == NUMBER
-    last = [f"0 {OUTLINE} 0.87", f"0 {CRACK} 0.35", "0 0.6 0.1 0.9 0.2 0.5 0.4 0.5"]
-    for row in last:
-        assert parse_label_row(row, RowEnds(lambda: last)).extra == CONFIDENCE
+MORE = "0.2 0.3 0.5 0.3 0.5 0.6 0.2 0.65", "0.2 0.3 0.5 0.3 0.55 0.6 0.2 0.6", "0.22 0.3 0.5 0.3 0.5 0.6 0.2 0.6"
+
+
+def test_confidences_first_are_refused():
+    rows = [f"0 0.87 {outline}" for outline in (OUTLINE, CRACK, *MORE)]
+    for row in rows:
+        with pytest.raises(RowError, match="unclear whether the first or the last"):
+            parse_label_row(row, RowEnds(lambda: rows))
+
+
+def test_other_rows_tell_confidence_last():
+    row = "0 0.1 0.1 0.9 0.2 0.5 0.4 0.5 0.5 0.7"      # by itself it looks as if the first were too many
+    with pytest.raises(RowError, match="unclear"):
+        parse_label_row(row)
+    rows = [row, *(f"0 {outline} 0.91" for outline in (OUTLINE, CRACK, *MORE))]
+    assert parse_label_row(row, RowEnds(lambda: rows)).extra == CONFIDENCE
+
+
+def test_other_rows_tell_id_0():
     tracked = [f"0 {OUTLINE} 0.87 0", f"0 {CRACK} 0.3 5"]
     assert parse_label_row(tracked[0], RowEnds(lambda: tracked)).extra == BOTH
 
