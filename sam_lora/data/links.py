@@ -26,11 +26,15 @@ class Links:
         return cls(root, None if follow else root.resolve())
 
     def walk(self) -> Iterator[tuple[Path, list[str], list[str]]]:
-        """(folder, its subfolders, its files), as os.walk gives them; subfolders may be taken out of their list."""
+        """(folder, its subfolders, its files), as os.walk gives them; subfolders may be taken out of their list.
+
+        Hidden folders are left out.
+        """
         ways: Counter[Path] = Counter()
         for folder, subfolders, files in os.walk(self.root, followlinks=True):
             here = Path(folder)
-            subfolders[:] = [name for name in subfolders if self._enters(here / name, ways)]
+            subfolders[:] = [name for name in subfolders
+                             if not name.startswith(".") and self._enters(here / name, ways)]
             yield here, subfolders, files
 
     def _enters(self, folder: Path, ways: Counter[Path]) -> bool:

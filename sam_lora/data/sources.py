@@ -78,8 +78,7 @@ def source_files(root: Path, output_dir: Path, more_suffixes: Sequence[str] = ()
     named, others = [], []
     output, links = output_dir.resolve(), links or Links.below(root)
     for here, subfolders, files in links.walk():
-        subfolders[:] = [name for name in subfolders if not name.startswith(".")
-                         and (here / name).resolve() != output
+        subfolders[:] = [name for name in subfolders if (here / name).resolve() != output
                          and not (here / name / contracts.MANIFEST_FILE).is_file()]
         for name in files:
             path = here / name
