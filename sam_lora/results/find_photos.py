@@ -128,11 +128,14 @@ def find_in_folder(candidate: Candidate, request: FindPhotos, destination: Desti
 
 
 def photos_below(root: Path) -> list[tuple[Path, str]]:
-    """(path, path below `root`) of every image file. UserError where there is none."""
+    """(path, path below `root`) of every image file but links that lead out of it. UserError where there is none."""
     if not root.is_dir():
         raise UserError(f"{root}: {'is a file' if root.exists() else 'no such folder'}; expected a folder of photos")
-    paths = sorted(path for path in root.rglob("*") if path.suffix.lower() in imaging.IMAGE_SUFFIXES
-                   and path.is_file() and path.resolve().is_relative_to(root.resolve()))
+    files = sorted(path for path in root.rglob("*") if path.suffix.lower() in imaging.IMAGE_SUFFIXES
+                   and path.is_file())
+    paths = [path for path in files if path.resolve().is_relative_to(root.resolve())]
+    if len(paths) < len(files):
+        print(f"{root}: {len(files) - len(paths)} photos are links that lead out of it, and are left out")
     if not paths:
         raise UserError(f"{root}: no image in it; expected files that end in {', '.join(imaging.IMAGE_SUFFIXES)}")
     return [(path, path.relative_to(root).as_posix()) for path in paths]
