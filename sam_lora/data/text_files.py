@@ -41,8 +41,8 @@ def _unicode_encoding(data: bytes) -> tuple[bytes, str]:
     if 0 in data and len(data) % 2 == 0:  # without a mark: one byte of each ASCII character is zero
         for encoding, first in (("utf-16-le", 0), ("utf-16-be", 1)):
             ascii_characters = data[1 - first::2].count(0)
-            ends_of_lines = data[first::2].count(b"\n")
-            if data[first::2].count(0) == 0 and (ascii_characters * 4 >= len(data)
-                                                 or 0 < data.count(b"\n") == ends_of_lines <= ascii_characters):
+            ends = [place for place in range(first, len(data), 2) if data[place:place + 1] == b"\n"]
+            whole = 0 < data.count(b"\n") == len(ends) and not any(data[place ^ 1] for place in ends)
+            if data[first::2].count(0) == 0 and (ascii_characters * 4 >= len(data) or whole):
                 return b"", encoding
     return b"", "utf-8"
