@@ -27,7 +27,8 @@ def test_an_empty_file(tmp_path: Path):
 
 def test_a_zero_byte_makes_no_utf_16(tmp_path: Path):
     assert read_lines(write(tmp_path, b"0 0.1\0 0.2 0.3 0.4\n1 ")) == ["0 0.1\0 0.2 0.3 0.4", "1 "]
-    assert read_lines(write(tmp_path, b"0 0.1\0 9\n1 0 0 1")) == ["0 0.1\0 9", "1 0 0 1"]     # both where UTF-16 has them
+    as_in_utf_16 = b"0 0.1\0 9\n1 0 0 1"      # both at the places that they have there
+    assert read_lines(write(tmp_path, as_in_utf_16)) == ["0 0.1\0 9", "1 0 0 1"]
 
 
 @pytest.mark.parametrize(("text", "encoding"), [
