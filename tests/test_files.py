@@ -310,7 +310,8 @@ from sam_lora import cli, files
 def pause(point):
     if point == args.point:
         print(point, flush=True)
-        time.sleep(3600)
+        while True:     # in pieces: a signal just before a sleep begins does not cut it short
+            time.sleep(0.02)
 
 def main(_):
     folder = Path(args.folder)
