@@ -162,7 +162,10 @@ def _labels(values: np.ndarray) -> np.ndarray:
 
 
 def image_size(path: str | Path, upright: bool = True) -> tuple[int, int]:
-    """(width, height) from the file's header, no pixel decoded; as `load_image` would return it. Raises ImageError."""
+    """(width, height) as `load_image` would return it, from the file's header alone.
+
+    But a TIFF that Pillow cannot open is decoded. Raises ImageError.
+    """
     if (pixels := _unusual_tiff(path)) is not None:
         return pixels.shape[1], pixels.shape[0]
     with _opened(path) as image:

@@ -62,11 +62,6 @@ def group_by_name(files: Iterable[str]) -> dict[str, NameGroup]:
     return {file: NameGroup(group, named.get(file, origin_of[file])) for file, group in zip(files, merged)}
 
 
-def source_group(source_image: str) -> str:
-    """The photo of a file, by its own name only."""
-    return group_by_name([source_image])[source_image].photo
-
-
 def _path(file: str) -> PurePosixPath:
     from sam_lora.data.imaging import IMAGE_SUFFIXES  # brings OpenCV, not needed for --help
     path = PurePosixPath(file.replace("\\", "/"))

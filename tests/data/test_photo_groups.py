@@ -1,8 +1,13 @@
 import pytest
 
-from sam_lora.data.photo_groups import describe, group_by_name, merge_groups, source_group
+from sam_lora.data.photo_groups import describe, group_by_name, merge_groups
 
 HASH = "3bd02c57a72f11dbb4275ccaad157d65"
+
+
+def photo_of(file):
+    """By its own name alone."""
+    return group_by_name([file])[file].photo
 
 
 @pytest.mark.parametrize(("first", "second", "same"), [
@@ -16,13 +21,13 @@ HASH = "3bd02c57a72f11dbb4275ccaad157d65"
     pytest.param("images\\a.jpg", "images/a.jpg", True, id="backslash"),
     pytest.param("a.rf.x.jpg", "a.rf.y.jpg", False, id="no hash behind .rf."),
 ])
-def test_source_group(first, second, same):
-    assert (source_group(first) == source_group(second)) is same
+def test_names_of_one_photo(first, second, same):
+    assert (photo_of(first) == photo_of(second)) is same
 
 
-def test_source_group_names_the_photo():
-    assert source_group(f"train/images/217_jpg.rf.{HASH}.jpg") == "217_jpg"
-    assert source_group("train/images/217.jpg") == "train/images/217.jpg"
+def test_a_name_alone_names_the_photo():
+    assert photo_of(f"train/images/217_jpg.rf.{HASH}.jpg") == "217_jpg"
+    assert photo_of("train/images/217.jpg") == "train/images/217.jpg"
 
 
 @pytest.mark.parametrize(("groups", "contents", "expected"), [
