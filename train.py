@@ -234,12 +234,13 @@ def train(args: argparse.Namespace, existing: list[Path], device, ranks) -> None
     from sam_lora.results.validation import validate_finder
     from sam_lora.training import distributed
     from sam_lora.training.epoch import Epoch
+    from sam_lora.training.finding import complete_finder, plan_finder
     from sam_lora.training.loading import seed_epoch
     from sam_lora.training.losses import MASK_LOSSES, batch_loss
     from sam_lora.training.run_state import Run
     from sam_lora.training.update import LearningRate, Update
     tables = read_tables(args, ranks)
-    find = plan_finder(args, tables, ranks)
+    find = plan_finder(tables.train, args.find, ranks)
     sam, base_sha256, precision = build_model(args, device, find, ranks)
     features = make_features(args, sam, base_sha256, precision)
     train_loader, val_loader = make_loaders(args, tables, sam, features, ranks)
@@ -291,7 +292,8 @@ def train(args: argparse.Namespace, existing: list[Path], device, ranks) -> None
             return
     if ranks.first:
         if find:
-            print(complete_finder(args, sam, tables, run, steps_per_epoch * run.epoch, precision))
+            steps = steps_per_epoch * run.epoch
+            print(complete_finder(sam, tables.train, tables.val, run, steps, args.seed, precision))
         print(run.write_final())
 
 
@@ -314,42 +316,6 @@ def read_tables(args: argparse.Namespace, ranks) -> Tables:
             check_samples(tables[-1], path, need_labels=True)
     distributed.check_agreement(ranks, vars(args), [args.train_csv, args.val_csv])
     return Tables(*tables)
-
-
-def plan_finder(args: argparse.Namespace, tables: Tables, ranks) -> dict | None:
-    """The header's entry about the finder, None without one; says which and why."""
-    import numpy as np
-
-    from sam_lora.data.imaging import image_size
-    from sam_lora.data.manifest import class_names
-    from sam_lora.data.photos import count_whole
-    whole = count_whole(tables.train)
-    if not (args.find or (args.find is None and whole == len(tables.train))):
-        if args.find is None:
-            ranks.say(f"finding objects without a prompt is not learned: {len(tables.train) - whole} of "
-                      f"{len(tables.train)} rows are not known to show whole photos or tiles (--no_crop or --tile make "
-                      "them; --find learns it all the same)")
-        return None
-    classes = sorted({name for sample, name in zip(tables.train, class_names(tables.train)) if sample.label})
-    ranks.say(f"finding objects without a prompt is learned too: {', '.join(classes)}")
-    longest = [max(image_size(path)) for path in {sample.image for sample in tables.train}]
-    return {"classes": classes, "photo_side": int(np.median(longest)), "threshold": None}
-
-
-def complete_finder(args: argparse.Namespace, sam, tables: Tables, run, steps: int, precision) -> str:
-    """The finder's last steps, after `steps` so far, from the best epoch's weights; its threshold; what to print."""
-    from sam_lora.model.checkpoints import load_trained_state
-    from sam_lora.model.finder import cell_side
-    from sam_lora.model.finder_targets import Scenes
-    from sam_lora.results.validation import validate_finder
-    from sam_lora.training.finding import finish_finder, steps_left
-    load_trained_state(sam, run.best.state, run.folder)
-    scenes = Scenes(tables.train, sam.finder.class_names, cell_side(sam))
-    finish_finder(sam, tables.train, scenes, steps_left(steps), args.seed, precision.autocast)
-    threshold, f1 = validate_finder(sam, tables.val, precision.autocast)
-    run.complete_finder(sam, threshold)
-    return (f"finding objects without a prompt: those with a score of {threshold:.2f} or more"
-            + (f", F1 {f1:.3f} on the validation photos" if tables.val else ""))
 
 
 def build_model(args: argparse.Namespace, device, find: dict | None, ranks):

@@ -1,4 +1,4 @@
-"""The finder's loss, and its last steps alone, on the embeddings of the finished encoder."""
+"""Training a finder: whether a run does, and its last steps alone, on the embeddings of the finished encoder."""
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
@@ -6,22 +6,27 @@ from dataclasses import replace
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from sam_lora.data.photos import group_photos
+from sam_lora.data.imaging import image_size
+from sam_lora.data.manifest import class_names
+from sam_lora.data.photos import count_whole, group_photos
 from sam_lora.data.samples import Sample
 from sam_lora.model.augment import jitter_colors
 from sam_lora.model.batches import pad_images, read_image
+from sam_lora.model.checkpoints import load_trained_state
 from sam_lora.model.encode import preprocess
-from sam_lora.model.finder import Map, cell_side
-from sam_lora.model.finder_targets import UNDECIDED, Cells, Scene, Scenes, stack_cells
+from sam_lora.model.finder import cell_side
+from sam_lora.model.finder_targets import Cells, Scene, Scenes, stack_cells
 from sam_lora.model.meta import ResizeLongestSide, Sam
+from sam_lora.ranks import Ranks
+from sam_lora.results.validation import validate_finder
+from sam_lora.training.finder_loss import finder_loss
+from sam_lora.training.precision import Precision
+from sam_lora.training.run_state import Run
 from sam_lora.training.update import GRADIENT_CLIP, LearningRate
 
-BOX_WEIGHT = 2.0
-CLASS_WEIGHT = 2.0
 STEPS = 600                 # that a finder is to have had in all; a small table's epochs have fewer
 MIN_LAST_STEPS = 200        # alone: the encoder of the best epoch is not that of the last
 IMAGES_PER_STEP = 16
@@ -34,31 +39,34 @@ COLOR_JITTER = 0.2
 CLASS_DROPOUT = 0.4         # of the channels from which classes are told: those of few photos are soon known by heart
 
 
-def box_overlaps(boxes: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
-    """(IoU, generalised IoU (Rezatofighi et al. 2019)) of pairs of boxes, (..., 4) xyxy each."""
-    low, high = torch.maximum(boxes[..., :2], others[..., :2]), torch.minimum(boxes[..., 2:], others[..., 2:])
-    shared = (high - low).clamp(min=0).prod(dim=-1)
-    union = sum((b[..., 2:] - b[..., :2]).clamp(min=0).prod(dim=-1) for b in (boxes, others)) - shared
-    low, high = torch.minimum(boxes[..., :2], others[..., :2]), torch.maximum(boxes[..., 2:], others[..., 2:])
-    around = (high - low).clamp(min=0).prod(dim=-1)
-    iou = shared / union.clamp(min=1e-6)
-    return iou, iou - (around - union) / around.clamp(min=1e-6)
+def plan_finder(rows: Sequence[Sample], wanted: bool | None, ranks: Ranks) -> dict | None:
+    """The checkpoint header's entry about the finder, None without one; says which and why.
 
-
-def finder_loss(found: Map, cells: Cells) -> Tensor:
-    """(B,): how far the finder's map is from what is there.
-
-    Objectness by the quality focal loss (Li et al. 2020): at an object's cells it is to be the IoU of the box found
-    with the true one, elsewhere zero. Boxes by GIoU, classes by cross-entropy, both at objects' cells alone.
+    `wanted` None: where all rows of the training table are known to show whole photos or tiles.
     """
-    positive = cells.classes >= 0                                                             # (B, g, g)
-    iou, giou = box_overlaps(found.boxes.movedim(1, -1), cells.boxes.movedim(1, -1))
-    wanted = positive * iou.detach().clamp(0, 1)
-    errors = F.binary_cross_entropy_with_logits(found.objectness, wanted, reduction="none")
-    errors = errors * (wanted - found.objectness.sigmoid()) ** 2 * (cells.valid & (cells.classes != UNDECIDED))
-    class_errors = F.cross_entropy(found.classes, cells.classes.clamp(min=0).long(), reduction="none")
-    errors = errors + positive * (BOX_WEIGHT * (1 - giou) + CLASS_WEIGHT * class_errors)
-    return errors.flatten(1).sum(dim=1) / positive.flatten(1).sum(dim=1).clamp(min=1)
+    whole = count_whole(rows)
+    if not (wanted or (wanted is None and whole == len(rows))):
+        if wanted is None:
+            ranks.say(f"finding objects without a prompt is not learned: {len(rows) - whole} of {len(rows)} rows are "
+                      "not known to show whole photos or tiles (--no_crop or --tile make them; --find learns it all "
+                      "the same)")
+        return None
+    classes = sorted({name for sample, name in zip(rows, class_names(rows)) if sample.label})
+    ranks.say(f"finding objects without a prompt is learned too: {', '.join(classes)}")
+    longest = [max(image_size(path)) for path in {sample.image for sample in rows}]
+    return {"classes": classes, "photo_side": int(np.median(longest)), "threshold": None}
+
+
+def complete_finder(sam: Sam, train: Sequence[Sample], val: Sequence[Sample], run: Run, steps: int, seed: int,
+                    precision: Precision) -> str:
+    """The finder's last steps, after `steps` so far, from the best epoch's weights; its threshold; what to print."""
+    load_trained_state(sam, run.best.state, run.folder)
+    scenes = Scenes(train, sam.finder.class_names, cell_side(sam))
+    finish_finder(sam, train, scenes, steps_left(steps), seed, precision.autocast)
+    threshold, f1 = validate_finder(sam, val, precision.autocast)
+    run.complete_finder(sam, threshold)
+    return (f"finding objects without a prompt: those with a score of {threshold:.2f} or more"
+            + (f", F1 {f1:.3f} on the validation photos" if val else ""))
 
 
 def steps_left(seen: int) -> int:

@@ -17,7 +17,7 @@ from sam_lora.model.finder import finder_of
 from sam_lora.model.meta import Sam
 from sam_lora.model.prompts import decode_all, upscale_to_frame
 from sam_lora.training.corrections import corrective_clicks
-from sam_lora.training.finding import finder_loss
+from sam_lora.training.finder_loss import finder_loss
 
 EPSILON = 1e-6
 FINDER_LOSS_WEIGHT = 1.0
