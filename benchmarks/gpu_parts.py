@@ -82,8 +82,9 @@ def memory(device: str, quick: bool, work: Path, out: Path) -> list[Step]:
 
 
 def training(device: str, quick: bool, work: Path, out: Path) -> list[Step]:
-    return [written("train.py", 110, quick, work, "benchmarks/gpu_train.py", "--device", device,
-                    *(["--quick"] if quick else []))]
+    common = ["benchmarks/gpu_train.py", "--device", device, *(["--quick"] if quick else []), "--parts"]
+    return [written("train.py", 110, quick, work, *common, "demo", "large"),
+            written("train.py find", 60, quick, work, *common, "find")]
 
 
 def inference(device: str, quick: bool, work: Path, out: Path) -> list[Step]:

@@ -41,6 +41,8 @@ def test_every_part_runs_small(tmp_path):
     assert [row["flags"] for row in steps["memory vit_mini"]["figures"]] == ["none"]
     trained = steps["train.py"]["figures"]
     assert trained["demo"]["test_rows"] > 0 and trained["large"]["weights_difference_resumed"] == 0
+    found = steps["train.py find"]["figures"]["find"]
+    assert found["objects"] > 0 and 0 <= found["ap"] <= found["ap50"] and found["seconds_a_photo"] > 0
     assert steps["inference"]["figures"]["speedup"] > 0
     assert steps["export"]["figures"][0]["mask pixels that differ"] == 0
     assert {"step", "iou_3"} <= set(steps["pretraining"]["figures"][0])
