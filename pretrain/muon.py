@@ -1,7 +1,7 @@
 """Muon: momentum with orthogonalised steps, for the weight matrices inside a network (Jordan et al. 2024).
 
-torch.optim.Muon iterates in bfloat16, which a CPU without bfloat16 units emulates ten times slower; this one stays in
-float32 and handles all matrices of one shape together.
+torch.optim.Muon iterates in bfloat16, which a CPU without bfloat16 units emulates ten times slower; this one takes the
+type to iterate in, and handles all matrices of one shape together.
 """
 
 from collections.abc import Iterable
@@ -27,7 +27,8 @@ class Muon(torch.optim.Optimizer):
     """Steps are scaled to the usual size of AdamW's, so that both take the same learning rate and weight decay."""
 
     def __init__(self, params: Iterable[Tensor] | list[dict], lr: float, momentum: float = 0.95,
-                 weight_decay: float = 0.0) -> None:
+                 weight_decay: float = 0.0, dtype: torch.dtype = torch.float32) -> None:
+        self.dtype = dtype  # of the iterations; weights and momenta keep theirs
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
 
     @torch.no_grad()
@@ -48,13 +49,14 @@ class Muon(torch.optim.Optimizer):
             for index, parameter in enumerate(parameters):
                 by_shape.setdefault(parameter.shape, []).append(index)
             for shape, members in by_shape.items():
-                updates = orthogonalise(torch.stack([directions[index] for index in members]))
+                updates = orthogonalise(torch.stack([directions[index] for index in members]).to(self.dtype))
+                updates = updates.to(parameters[members[0]].dtype)
                 size = 0.2 * max(shape) ** 0.5
                 torch._foreach_add_([parameters[index] for index in members], list(updates),
                                     alpha=-group["lr"] * size)
 
 
-def make_optimisers(sam: Sam, weight_decay: float) -> list[torch.optim.Optimizer]:
+def make_optimisers(sam: Sam, weight_decay: float, dtype: torch.dtype = torch.float32) -> list[torch.optim.Optimizer]:
     """[Muon for the matrices between features, AdamW for everything else]; `lr_scale` multiplies the learning rate.
 
     The patch embedding learns at a tenth of the rate: its inputs are so much alike that a full step upsets everything.
@@ -63,6 +65,6 @@ def make_optimisers(sam: Sam, weight_decay: float) -> list[torch.optim.Optimizer
     patch = list(sam.image_encoder.patch_embed.parameters())
     taken = {id(parameter) for parameter in matrices + patch}
     rest = [parameter for parameter in sam.parameters() if id(parameter) not in taken]
-    return [Muon([{"params": matrices, "lr_scale": 2.0}], lr=1e-3, weight_decay=weight_decay),
+    return [Muon([{"params": matrices, "lr_scale": 2.0}], lr=1e-3, weight_decay=weight_decay, dtype=dtype),
             torch.optim.AdamW([{"params": rest, "lr_scale": 1.0}, {"params": patch, "lr_scale": 0.1}], lr=1e-3,
                               betas=(0.9, 0.99), weight_decay=0.0, fused=True)]

@@ -41,7 +41,8 @@ def get_args_parser() -> argparse.ArgumentParser:
     run.add_argument("--threads", type=int, default=2, help="of PyTorch")
     cli.add_num_workers(run, 1)
     cli.add_device(run)
-    run.add_argument("--precision", choices=("fp32", "bf16"), help="of the model's passes; default: bf16 on a GPU")
+    run.add_argument("--precision", choices=("fp32", "bf16"), help="of the model's passes; default: bf16 on a GPU, and "
+                     "on a CPU with instructions for it")
     run.add_argument("--replay", type=cli.non_negative_int, metavar="N",
                      help="images kept on the device, for steps to draw from while workers paint new ones; 0: each is "
                           "used once; default: 30000 on a GPU, 0 elsewhere")
@@ -61,8 +62,9 @@ def get_args_parser() -> argparse.ArgumentParser:
 def settle(args: argparse.Namespace, on_gpu: bool) -> None:
     """Set the flags whose default depends on the device. UserError for a store that no worker would fill."""
     from sam_lora.errors import UserError
+    from sam_lora.model.attention_cpu import has_bf16_products
     if args.precision is None:
-        args.precision = "bf16" if on_gpu else "fp32"
+        args.precision = "bf16" if on_gpu or has_bf16_products() else "fp32"
     if args.replay is None:
         args.replay = 30_000 if on_gpu and args.num_workers else 0
     if args.replay and not args.num_workers:  # painting in a thread would take Python's lock from every step

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sam_lora.model.prompts import Prompts
 
-REDRAWN = 0.35     # of the rows click at random pixels of the mask instead of where the worker clicked
+REDRAWN = 0.25     # of the rows click at random pixels of the mask instead of where the worker clicked
 NEGATIVE = 0.25    # of the rows, where a kind has more than one click, end in a click outside the mask
 CENTRAL = 0.6      # of the corrections go to the middle of an error, as a person's do, the others anywhere in one
 NEIGHBOURHOODS = (5, 11, 21)  # pixels of the half-size grid in which an error's middle is looked for
@@ -74,7 +74,10 @@ def corrected(logits: Tensor, masks: Tensor, prompts: Prompts, rng: np.random.Ge
 def middle_of_error(wrong: Tensor, truth: Tensor, around: int) -> Tensor:
     """(N, h, w) bool -> (N, 1, 2) xy: the wrong pixel with the most errors of one sign in a square of side `around`."""
     signed = torch.where(truth, 1.0, -1.0) * wrong
-    density = F.avg_pool2d(signed[:, None], around, stride=1, padding=around // 2)[:, 0].abs() * wrong
+    density = signed[:, None]
+    for window in ((around, 1), (1, around)):  # a square's mean is that of its rows' means
+        density = F.avg_pool2d(density, window, stride=1, padding=(window[0] // 2, window[1] // 2))
+    density = density[:, 0].abs() * wrong
     picked = density.flatten(1).argmax(dim=1, keepdim=True)
     return torch.stack([picked % wrong.shape[2], picked // wrong.shape[2]], dim=2)
 

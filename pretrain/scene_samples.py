@@ -27,7 +27,7 @@ class Mix:
 
 
 HELD_OUT = Mix()
-TRAINING = Mix(TRAINING_THEMES, simple_share=0.12, computed_share=0.25, target_rows=2)
+TRAINING = Mix(TRAINING_THEMES, simple_share=0.1, computed_share=0.5, target_rows=2)
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from shapes import (
     ellipse,
     fill,
     leaf,
+    pieces,
     polar,
     polygon,
     ragged,
@@ -236,10 +237,41 @@ def fine_cracks(painter: Painter) -> None:
             painter.part(owner, placed[0], 0, 0, Look(dark, soft=soft), is_region=False)
 
 
+def scattered(painter: Painter) -> None:
+    """Regions in several pieces: one thing under bands of something else, or a few patches that count as one."""
+    rng = painter.rng
+    height, width = painter.canvas.shape[:2]
+    for _ in range(rng.integers(0, 3)):
+        painter.paint(shape(rng, max(height, width) * rng.uniform(0.2, 0.7)), rng.uniform(0, width),
+                      rng.uniform(0, height))
+    for _ in range(rng.integers(2, 6)):
+        size = max(height, width) * np.exp(rng.uniform(np.log(0.12), np.log(0.7)))
+        painter.paint(pieces(rng, size), rng.uniform(0.1, 0.9) * width, rng.uniform(0.1, 0.9) * height,
+                      Look(soft=rng.choice((0, 0, 1.0, 2.0))))
+
+
+def faint(painter: Painter) -> None:
+    """Shapes hardly brighter or darker than what they lie on; many differ from it in texture as well."""
+    rng = painter.rng
+    height, width = painter.canvas.shape[:2]
+    side = max(height, width)
+    for _ in range(rng.integers(0, 4)):
+        painter.paint(shape(rng, side * rng.uniform(0.3, 0.9)), rng.uniform(0, width), rng.uniform(0, height))
+    for _ in range(rng.integers(3, 9)):
+        mask = shape(rng, side * np.exp(rng.uniform(np.log(0.1), np.log(0.6))))
+        x, y = rng.uniform(0.05, 0.95) * width, rng.uniform(0.05, 0.95) * height
+        placed = painter.window(mask, x, y)
+        if placed is None or not (placed[0] > 127).any():
+            continue
+        below = painter.canvas[placed[1], placed[2]][placed[0] > 127].mean(axis=0)
+        painter.paint(mask, x, y, Look(painter.near(below, 7, 24), soft=rng.choice((0, 0.7, 1.5, 3.0)), shaded=0,
+                                       rough=np.exp(rng.uniform(np.log(1.5), np.log(14)))))
+
+
 # shares of the scenes; held-out scenes are made of THEMES, so that figures stay comparable
 THEMES = {dead_leaves: 0.48, cracked_ground: 0.16, bodies: 0.13, slices: 0.1, cells: 0.13}
-TRAINING_THEMES = {dead_leaves: 0.39, cracked_ground: 0.1, bodies: 0.09, slices: 0.07, cells: 0.1,
-                   ringed_lumps: 0.09, edge_patches: 0.08, fine_cracks: 0.08}
+TRAINING_THEMES = {dead_leaves: 0.31, cracked_ground: 0.09, bodies: 0.08, slices: 0.07, cells: 0.08,
+                   ringed_lumps: 0.1, edge_patches: 0.09, fine_cracks: 0.08, scattered: 0.04, faint: 0.06}
 GREY = (slices, ringed_lumps)  # themes that are always grey
 
 

@@ -118,6 +118,30 @@ def shape(rng: np.random.Generator, size: float) -> np.ndarray:
     return mask
 
 
+def pieces(rng: np.random.Generator, size: float) -> np.ndarray:
+    """Coverage of several pieces within about `size` pixels: a shape cut by bands, or small shapes in a row or heap."""
+    if rng.random() < 0.5:
+        mask = shape(rng, size)
+        height, width = mask.shape
+        turn, step = rotation(rng.uniform(0, np.pi)), size / rng.integers(2, 6)
+        gap, shift = step * rng.uniform(0.12, 0.45), rng.uniform(0, 1)
+        for number in range(-6, 7):
+            low = (number + shift) * step
+            band = np.array([[-size, low], [size, low], [size, low + gap], [-size, low + gap]]) @ turn
+            band = band + np.array([width, height]) / 2
+            cv2.fillPoly(mask, [np.round(band * 16).astype(np.int32)], 0, cv2.LINE_AA, 4)
+        return mask
+    count = int(rng.integers(2, 7))
+    outline = OUTLINES[rng.integers(len(OUTLINES))]
+    if rng.random() < 0.5:
+        turn = rotation(rng.uniform(0, np.pi))
+        centres = np.stack([np.linspace(-0.5, 0.5, count), rng.normal(0, 0.05, count)], axis=1) @ turn * size
+        each = size / count * rng.uniform(0.5, 0.95)
+    else:
+        centres, each = rng.uniform(-0.5, 0.5, (count, 2)) * size, size * rng.uniform(0.15, 0.4)
+    return fill([outline(rng, each * rng.uniform(0.6, 1.2)) + centre for centre in centres])
+
+
 def crescent(rng: np.random.Generator, mask: np.ndarray) -> np.ndarray:
     """Coverage like `mask` (h, w) of what lies along its edge on one side: without a smaller copy, moved away."""
     height, width = mask.shape

@@ -66,7 +66,7 @@ class Settings:
     threads: int
     num_workers: int
     evaluate_every: float
-    precision: str  # fp32 or bf16, of the model's passes; losses and weights are float32
+    precision: str  # fp32 or bf16, of the model's passes and Muon's iterations; losses and weights are float32
     replay: int     # images kept on the device; 0: each batch is used once
 
 
@@ -88,7 +88,8 @@ class Trainer:
         trained = {name: value for name, value in sam.state_dict().items() if value.is_floating_point()}
         self.weights = list(trained.values())  # they share the memory of the parameters
         self.averages = [self.ema[name] for name in trained]
-        self.optimisers = make_optimisers(sam, settings.weight_decay)
+        self.optimisers = make_optimisers(sam, settings.weight_decay,
+                                          torch.bfloat16 if settings.precision == "bf16" else torch.float32)
         for optimiser, saved in zip(self.optimisers, state.optimisers or ()):
             optimiser.load_state_dict(saved)
         seeds = np.random.SeedSequence((settings.seed, stage.number, state.progress.step))

@@ -3,6 +3,7 @@
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 
 from sam_lora.model.sam import build_sam
@@ -19,11 +20,12 @@ def test_orthogonalised_matrices_have_singular_values_near_one():
         assert values.max() < 1.3
 
 
-def test_muon_lowers_a_least_squares_loss():
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_muon_lowers_a_least_squares_loss(dtype):
     generator = torch.Generator().manual_seed(0)
     weight = torch.zeros(8, 5, requires_grad=True)
     inputs, wanted = torch.randn(64, 8, generator=generator), torch.randn(64, 5, generator=generator)
-    optimiser = muon.Muon([weight], lr=0.05)
+    optimiser = muon.Muon([weight], lr=0.05, dtype=dtype)
     losses = []
     for _ in range(60):
         loss = (inputs @ weight - wanted).square().mean()
@@ -31,6 +33,7 @@ def test_muon_lowers_a_least_squares_loss():
         optimiser.step()
         weight.grad = None
         losses.append(loss.item())
+    assert weight.dtype == torch.float32
     best = (inputs @ torch.linalg.lstsq(inputs, wanted).solution - wanted).square().mean().item()
     assert losses[0] > best + 0.05
     assert losses[-1] < best + 0.02

@@ -30,6 +30,34 @@ def test_every_theme_paints_labelled_regions(theme, bank):
     assert (scene.labels[painter.OBJECT] > 0).any()
 
 
+def contrasts(theme, bank, seed):
+    """Of the objects of a scene before the camera: how far each one's mean colour is from that around it."""
+    canvas = painter.Painter(np.random.default_rng(seed), bank, 200, 200, grey=True)
+    theme(canvas)
+    labels = canvas.labels[painter.OBJECT]
+    for number in np.unique(labels[labels > 0]):
+        mask = (labels == number).astype(np.uint8)
+        seam = (cv2.dilate(mask, np.ones((9, 9), np.uint8)) > 0) & (mask == 0)
+        if seam.any():
+            yield np.linalg.norm(canvas.canvas[mask > 0].mean(axis=0) - canvas.canvas[seam].mean(axis=0))
+
+
+def test_faint_shapes_are_fainter_than_others(bank):
+    faint, others = ([value for seed in range(6) for value in contrasts(theme, bank, seed)]
+                     for theme in (scenes.faint, scenes.dead_leaves))
+    assert 0.6 * np.median(others) > np.median(faint)
+
+
+def test_scattered_regions_are_in_pieces(bank):
+    canvas = painter.Painter(np.random.default_rng(0), bank, 240, 240, grey=False)
+    for _ in range(4):
+        scenes.scattered(canvas)
+    labels = canvas.labels[painter.OBJECT]
+    pieces = [cv2.connectedComponents((labels == number).astype(np.uint8))[0] - 1
+              for number in np.unique(labels[labels > 0])]
+    assert sum(count > 1 for count in pieces) >= 5
+
+
 def test_a_part_lies_on_one_object_only(bank):
     rng = np.random.default_rng(8)
     seen = 0
