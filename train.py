@@ -256,6 +256,7 @@ def train(args: argparse.Namespace, existing: list[Path], device, ranks) -> None
         images = [sample.image for sample in (*tables.train, *tables.val)]
         ranks.say(features.fill_together(images, args.batch_size, ranks))
     validation = partial(validate, sam, val_loader, MASK_LOSSES[args.loss], precision, ranks)
+    finder_validation = partial(validate_finder, sam, tables.val, precision.autocast)
     loss = partial(batch_loss, mask_loss=MASK_LOSSES[args.loss], multimask_weight=args.multimask_weight)
     loss_of = distributed.replicate(loss, sam, ranks, device)
     if not run.log:
@@ -277,7 +278,7 @@ def train(args: argparse.Namespace, existing: list[Path], device, ranks) -> None
         epoch.trained()
         with update.averaged():
             val_loss, val_iou = validation()
-            find_f1 = validate_finder(sam, tables.val, precision.autocast, ranks)[1] if find and tables.val else None
+            find_f1 = finder_validation(ranks)[1] if find and tables.val else None
             state = trained_state(sam)  # one copy, which the files share
         run.finish(epoch.log_row(val_loss, val_iou, find_f1, len(train_loader.images), update), state)
         if ranks.first:
@@ -293,7 +294,7 @@ def train(args: argparse.Namespace, existing: list[Path], device, ranks) -> None
     if ranks.first:
         if find:
             steps = steps_per_epoch * run.epoch
-            print(complete_finder(sam, tables.train, tables.val, run, steps, args.seed, precision))
+            print(complete_finder(sam, tables.train, run, steps, args.seed, precision, finder_validation))
         print(run.write_final())
 
 

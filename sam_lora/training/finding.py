@@ -1,6 +1,7 @@
 """Training a finder: whether a run does, and its last steps alone, on the embeddings of the finished encoder."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 
@@ -21,7 +22,6 @@ from sam_lora.model.finder import cell_side
 from sam_lora.model.finder_targets import Cells, Scene, Scenes, stack_cells
 from sam_lora.model.meta import ResizeLongestSide, Sam
 from sam_lora.ranks import Ranks
-from sam_lora.results.validation import validate_finder
 from sam_lora.training.finder_loss import finder_loss
 from sam_lora.training.precision import Precision
 from sam_lora.training.run_state import Run
@@ -57,16 +57,19 @@ def plan_finder(rows: Sequence[Sample], wanted: bool | None, ranks: Ranks) -> di
     return {"classes": classes, "photo_side": int(np.median(longest)), "threshold": None}
 
 
-def complete_finder(sam: Sam, train: Sequence[Sample], val: Sequence[Sample], run: Run, steps: int, seed: int,
-                    precision: Precision) -> str:
-    """The finder's last steps, after `steps` so far, from the best epoch's weights; its threshold; what to print."""
+def complete_finder(sam: Sam, rows: Sequence[Sample], run: Run, steps: int, seed: int, precision: Precision,
+                    validation: Callable[[], tuple[float, float]]) -> str:
+    """The finder's last steps, after `steps` so far, from the best epoch's weights; its threshold; what to print.
+
+    `validation` gives the threshold of the best F1, and that F1: NaN without a validation table.
+    """
     load_trained_state(sam, run.best.state, run.folder)
-    scenes = Scenes(train, sam.finder.class_names, cell_side(sam))
-    finish_finder(sam, train, scenes, steps_left(steps), seed, precision.autocast)
-    threshold, f1 = validate_finder(sam, val, precision.autocast)
+    scenes = Scenes(rows, sam.finder.class_names, cell_side(sam))
+    finish_finder(sam, rows, scenes, steps_left(steps), seed, precision.autocast)
+    threshold, f1 = validation()
     run.complete_finder(sam, threshold)
     return (f"finding objects without a prompt: those with a score of {threshold:.2f} or more"
-            + (f", F1 {f1:.3f} on the validation photos" if val else ""))
+            + ("" if math.isnan(f1) else f", F1 {f1:.3f} on the validation photos"))
 
 
 def steps_left(seen: int) -> int:
