@@ -137,19 +137,28 @@ def main(args: argparse.Namespace) -> None:
                                 measured.precision, args.grad_checkpoint and ours, args.num_workers, str(device),
                                 args.seed, threads, args.compile and ours, args.attention if ours else None)
             pools[key] = stack.enter_context(ProcessPoolExecutor(1, spawn, start, (settings,)))
-        differences = compare_outputs(pools)
-        time_rounds(pools, figures, args.rounds, args.steps)
+        for ready in [pool.submit(peak_memory) for pool in pools.values()]:
+            ready.result()  # all have started, side by side
+        rates = {precision: pools["ours"].submit(matmul_rate, device, precision).result()
+                 for precision in {each.precision for each in figures.values()}}
         flops = next(iter(pools.values())).submit(flops_per_image).result()
-    rates = {precision: matmul_rate(device, precision) for precision in {each.precision for each in figures.values()}}
-    print(f"{flops / 1e9:.1f} GFLOP of matrix products an image, forward and backward, in segment_anything's code")
+        print(f"{flops / 1e9:.1f} GFLOP of matrix products an image, forward and backward, in segment_anything's code",
+              flush=True)
+        content = {"device": device_name(device), "torch": torch.__version__, "image_size": side,
+                   "flops_per_image": flops, "matrix_rates": rates, "differences": compare_outputs(pools)}
+        for number in range(args.rounds + 1):
+            time_round(pools, figures, number, args.rounds, args.steps)
+            for measured in figures.values():
+                work_out(measured, flops, rates[measured.precision], args.steps * args.batch_size)
+            ratios = {key: ratios_of(measured, figures["ours"]) for key, measured in figures.items() if key != "ours"}
+            if args.output:  # after each round: what there is by then outlives a run that is cut off
+                write_figures(args, content | {"sides": {key: asdict(measured) for key, measured in figures.items()},
+                                               "ratios": ratios})
     for key, measured in figures.items():
-        report_side(key, measured, flops, rates[measured.precision], args.steps * args.batch_size)
-    ratios = {key: report_ratio(key, measured, figures["ours"]) for key, measured in figures.items() if key != "ours"}
-    if args.output:
-        write_figures(args, {"device": device_name(device), "torch": torch.__version__, "image_size": side,
-                             "flops_per_image": flops, "matrix_rates": rates, "differences": differences,
-                             "sides": {key: asdict(measured) for key, measured in figures.items()}, "ratios": ratios})
-    if not max(differences.values()) <= LARGEST_DIFFERENCE:
+        report_side(key, measured, rates[measured.precision])
+    for key, ratio in ratios.items():
+        report_ratio(key, ratio)
+    if not max(content["differences"].values()) <= LARGEST_DIFFERENCE:
         sys.exit(f"the sides' results differ by more than {LARGEST_DIFFERENCE:g}")
 
 
@@ -164,33 +173,36 @@ def compare_outputs(pools: dict[str, ProcessPoolExecutor]) -> dict[str, float]:
     return differences
 
 
-def time_rounds(pools: dict[str, ProcessPoolExecutor], figures: dict[str, Figures], rounds: int, count: int) -> None:
-    """Fill in the seconds of each round of `count` steps, the parts of a step, and the peak memory of all these."""
-    for number in range(rounds + 1):
-        for key, pool in pools.items():
-            measured = figures[key]
-            if measured.problem:
-                continue
-            try:
-                if number < rounds:
-                    measured.seconds.append(pool.submit(steps, number + 1, count).result())
-                else:
-                    measured.parts = pool.submit(parts_of_steps, number + 1, count).result()
-                measured.peak_bytes = pool.submit(peak_memory).result()
-                print(f"round {number + 1} of {key}: {measured.seconds[-1] / count:.3f} s a step, peak "
-                      f"{measured.peak_bytes / 1e6:,.0f} MB", flush=True)
-            except torch.cuda.OutOfMemoryError as error:
-                measured.problem = f"out of memory: {str(error).splitlines()[0]}"
+def time_round(pools: dict[str, ProcessPoolExecutor], figures: dict[str, Figures], number: int, rounds: int,
+               count: int) -> None:
+    """Each side's turn: the seconds of `count` steps, after the last round the parts of a step; the peak memory."""
+    for key, pool in pools.items():
+        measured = figures[key]
+        if measured.problem:
+            continue
+        try:
+            if number < rounds:
+                measured.seconds.append(pool.submit(steps, count).result())
+                print(f"round {number + 1} of {key}: {measured.seconds[-1] / count:.3f} s a step", flush=True)
+            else:
+                measured.parts = pool.submit(parts_of_steps, number + 1, count).result()
+            measured.peak_bytes = pool.submit(peak_memory).result()
+        except torch.cuda.OutOfMemoryError as error:
+            measured.problem = f"out of memory: {str(error).splitlines()[0]}"
 
 
-def report_side(key: str, measured: Figures, flops: float, peak_rate: float, images: int) -> None:
-    """Work out rates from the seconds of rounds of `images` images, and print."""
+def work_out(measured: Figures, flops: float, peak_rate: float, images: int) -> None:
+    """Rates from the seconds of rounds of `images` images each."""
+    if not measured.problem:
+        measured.images_per_s = images / statistics.median(measured.seconds)
+        measured.flops_per_s = flops * measured.images_per_s
+        measured.share_of_matrix_rate = measured.flops_per_s / peak_rate
+
+
+def report_side(key: str, measured: Figures, peak_rate: float) -> None:
     if measured.problem:
         print(f"{key:<14} {measured.problem}")
         return
-    measured.images_per_s = images / statistics.median(measured.seconds)
-    measured.flops_per_s = flops * measured.images_per_s
-    measured.share_of_matrix_rate = measured.flops_per_s / peak_rate
     parts = ", ".join(f"{part} {seconds * 1e3:.1f}" for part, seconds in measured.parts.items())
     print(f"{key:<14} {measured.precision}: {measured.images_per_s:8.2f} images/s, peak "
           f"{measured.peak_bytes / 1e6:,.0f} MB, {measured.flops_per_s / 1e9:,.0f} GFLOP/s "
@@ -198,15 +210,18 @@ def report_side(key: str, measured: Figures, flops: float, peak_rate: float, ima
           f"               ms a step, waiting after each: {parts}")
 
 
-def report_ratio(key: str, theirs: Figures, ours: Figures) -> dict[str, float]:
+def ratios_of(theirs: Figures, ours: Figures) -> dict[str, float | list[float]]:
     """The reference over our side, by time and by memory; empty if one of them failed."""
     if theirs.problem or ours.problem:
         return {}
     rounds = [reference / our for reference, our in zip(theirs.seconds, ours.seconds)]
-    speedup, memory = statistics.median(rounds), theirs.peak_bytes / ours.peak_bytes
-    print(f"{key}, rounds: " + " ".join(f"{ratio:.2f}" for ratio in rounds) + f"\nspeedup {speedup:.2f} "
-          f"memory {memory:.2f}")
-    return {"speedup": speedup, "memory": memory}
+    return {"speedup": statistics.median(rounds), "memory": theirs.peak_bytes / ours.peak_bytes, "rounds": rounds}
+
+
+def report_ratio(key: str, ratio: dict[str, float | list[float]]) -> None:
+    if ratio:
+        print(f"{key}, rounds: " + " ".join(f"{value:.2f}" for value in ratio["rounds"])
+              + f"\nspeedup {ratio['speedup']:.2f} memory {ratio['memory']:.2f}")
 
 
 def write_figures(args: argparse.Namespace, content: dict) -> None:
@@ -262,6 +277,7 @@ class Side:
                                 True, False)
         self.loader = Loader(images, batch_size=settings.batch_size, num_workers=settings.num_workers,
                              pin_memory=self.device.type == "cuda", ranks=distributed.Ranks(), seed=settings.seed)
+        self.kept = list(self.loader)
         self.autocast, self.prepared = contextlib.nullcontext(), False
         self.encoding, self.encoding_began = 0.0, 0.0
 
@@ -384,7 +400,7 @@ def start(settings: Settings) -> None:
 
 def first_outputs() -> tuple[float, np.ndarray]:
     """A batch's loss and the embedding of its first image, in float32."""
-    batch, sam = next(SIDE.batches(0)).to(SIDE.device), SIDE.sam
+    batch, sam = SIDE.kept[0].to(SIDE.device), SIDE.sam
     with torch.no_grad(), torch.backends.cudnn.flags(allow_tf32=False):
         loss = float(SIDE.loss(batch))
         embedding = sam.image_encoder(preprocess(batch.images[:1], batch.input_sizes[:1], sam)).cpu().numpy()
@@ -396,7 +412,7 @@ def begin_round() -> None:
     SIDE.prepare()
     if SIDE.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(SIDE.device)
-    SIDE.step(next(SIDE.batches(0)))
+    SIDE.step(SIDE.kept[0])
 
 
 def end_round() -> None:
@@ -405,12 +421,11 @@ def end_round() -> None:
         torch.cuda.empty_cache()
 
 
-def steps(round_number: int, count: int) -> float:
+def steps(count: int) -> float:
     """Seconds of `count` steps on batches in memory. The host looks at the GPU only as often as the step does."""
-    batches = list(SIDE.batches(round_number))[:count]
     begin_round()
     began = SIDE.now()
-    for batch in batches:
+    for batch in SIDE.kept[:count]:
         SIDE.step(batch)
     taken = SIDE.now() - began
     end_round()
@@ -445,7 +460,7 @@ def peak_memory() -> int:
 def flops_per_image() -> float:
     """FLOPs of the matrix products and convolutions in one forward and backward pass."""
     from torch.utils.flop_counter import FlopCounterMode
-    batch = next(SIDE.batches(0)).to(SIDE.device)
+    batch = SIDE.kept[0].to(SIDE.device)
     with FlopCounterMode(display=False) as counter:
         SIDE.loss(batch).backward()
     SIDE.update.optimizer.zero_grad(set_to_none=True)

@@ -83,7 +83,7 @@ def memory(device: str, quick: bool, work: Path, out: Path) -> list[Step]:
 
 def training(device: str, quick: bool, work: Path, out: Path) -> list[Step]:
     common = ["benchmarks/gpu_train.py", "--device", device, *(["--quick"] if quick else []), "--parts"]
-    return [written("train.py", 110, quick, work, *common, "demo", "large"),
+    return [written("train.py", 130, quick, work, *common, "demo", "large"),
             written("train.py find", 60, quick, work, *common, "find")]
 
 

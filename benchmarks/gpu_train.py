@@ -153,7 +153,7 @@ class LargeModel:
     def __init__(self, folder: Path, args: argparse.Namespace) -> None:
         self.folder = folder
         model_type = "vit_mini" if args.quick else "vit_b"
-        self.rows, batch, loader_workers = (4, 2, 1) if args.quick else (512, 8, 8)
+        self.rows, batch, loader_workers = (4, 2, 1) if args.quick else (320, 8, 8)
         write_weights(folder / "sam.pth", model_type, args.seed)
         write_table(folder, "train", self.rows, np.random.default_rng(args.seed))
         self.flags = ["--train_csv", folder / contracts.training_table("train"), "--model_type", model_type,
