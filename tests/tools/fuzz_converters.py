@@ -35,7 +35,7 @@ from urllib.parse import unquote
 import cv2
 import numpy as np
 import tifffile
-from PIL import Image
+from PIL import Image, features
 from pycocotools import mask as coco_mask
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
@@ -205,12 +205,14 @@ def photos() -> dict[str, bytes]:
         "deep tif": (Image.fromarray(pixels[..., 0].astype(np.uint16)), "TIFF", {}),
         "float tif": (Image.fromarray(pixels[..., 0].astype(np.float32)), "TIFF", {}), "webp": (whole, "WEBP", {}),
         "gif": (whole, "GIF", {"save_all": True, "append_images": [whole.rotate(9)]}), "ppm": (whole, "PPM", {}),
-        "avif": (whole, "AVIF", {}), "clear": (Image.new("RGBA", (WIDTH, HEIGHT)), "PNG", {}),
+        "clear": (Image.new("RGBA", (WIDTH, HEIGHT)), "PNG", {}),
         "alpha": (Image.merge("RGBA", [*whole.split(), whole.split()[0]]), "PNG", {}),
         "infrared": (Image.merge("RGBA", [*whole.split(), whole.split()[0]]), "TIFF", {}),
         "animated": (whole, "WEBP", {"save_all": True, "append_images": [whole.rotate(9)]}), "ico": (whole, "ICO", {}),
         "small": (whole.resize((9, 5)), "PNG", {}), "wide": (whole.resize((80, 24)), "PNG", {}),
         "double": (whole.resize((80, 48)), "PNG", {})}
+    if features.check("avif"):
+        kinds["avif"] = (whole, "AVIF", {})
     found = {}
     for name, (photo, kind, settings) in kinds.items():
         stream = io.BytesIO()
